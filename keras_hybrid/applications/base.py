@@ -1,0 +1,274 @@
+"""What every family's builder shares: its input, its head, its weights and its embedding model."""
+
+import os
+from collections.abc import Sequence
+
+import keras
+
+from keras_hybrid.applications.margin_model import MarginModel
+from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.margin import CosineClassifier
+from keras_hybrid.layers.regularization import DropPath
+
+__all__ = ["embedding_model"]
+
+# What torchvision and timm normalise ImageNet models with, in units of [0, 255].
+IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+POOLINGS = (None, "avg", "max", "native")
+CLASSIFIERS = ("cosine", "dense")
+
+
+def image_input(
+    input_tensor,
+    input_shape: Sequence[int] | None,
+    default_shape: tuple[int, int, int],
+    *,
+    include_preprocessing: bool,
+    mean: float | Sequence[float] = 127.5,
+    std: float | Sequence[float] = 127.5,
+):
+    """Return (model input, normalised tensor) for a builder.
+
+    Args:
+        input_tensor: ``None`` or a Keras tensor (batch, height, width, channels) to build on.
+        input_shape: ``None`` for the default, or (height, width, channels).
+        default_shape: The family's own size.
+        include_preprocessing: Whether to map [0, 255] to (x − mean) / std inside the model.
+        mean: One number, or one for each channel, in units of [0, 255].
+        std: Likewise.
+
+    Raises:
+        ValueError: If the shape is not three positive integers, disagrees with ``input_tensor``
+            or has another number of channels than the normalisation.
+    """
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "keras_hybrid models are channels_last; keras.config.image_data_format() is "
+            f"{keras.config.image_data_format()!r}."
+        )
+    if input_tensor is not None:
+        if not keras.utils.is_keras_tensor(input_tensor):
+            raise ValueError(
+                "input_tensor must be a Keras tensor (the output of keras.Input or of a layer), "
+                f"got {type(input_tensor).__name__}."
+            )
+        if input_shape is not None and tuple(input_shape) != tuple(input_tensor.shape[1:]):
+            raise ValueError(
+                f"input_shape={tuple(input_shape)} disagrees with input_tensor of shape "
+                f"{tuple(input_tensor.shape)}; give one of them."
+            )
+        input_shape = input_tensor.shape[1:]
+    shape = tuple(default_shape if input_shape is None else input_shape)
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(
+            f"input_shape must be (height, width, channels), three positive integers, got {shape}."
+        )
+    inputs = keras.Input(shape, name="image") if input_tensor is None else input_tensor
+    if not include_preprocessing:
+        return inputs, inputs
+    if isinstance(mean, Sequence):
+        if len(mean) != shape[-1]:
+            raise ValueError(
+                f"input_shape={shape} has {shape[-1]} channels, but the normalisation is for "
+                f"{len(mean)}; give include_preprocessing=False and normalise yourself."
+            )
+        scale = [1.0 / s for s in std]
+        offset = [-m / s for m, s in zip(mean, std, strict=True)]
+    else:
+        scale, offset = 1.0 / std, -mean / std
+    return inputs, keras.layers.Rescaling(scale, offset, name="preprocessing")(inputs)
+
+
+def mlp(x, width: int, *, dropout: float, name: str, activation="gelu"):
+    """Two Dense layers with an activation between, as in a transformer block."""
+    channels = x.shape[-1]
+    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+    x = keras.layers.Dense(width, kernel_initializer=initializer, name=f"{name}_dense1")(x)
+    # Keras's "gelu" is the exact (erf) form.
+    x = keras.layers.Activation(activation, name=f"{name}_activation")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, name=f"{name}_dropout1")(x)
+    x = keras.layers.Dense(channels, kernel_initializer=initializer, name=f"{name}_dense2")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, name=f"{name}_dropout2")(x)
+    return x
+
+
+def transformer_block(
+    x,
+    *,
+    num_heads: int,
+    mlp_width: int,
+    name: str,
+    epsilon: float,
+    attention_bias=None,
+    qkv_bias: bool = True,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    drop_path: float = 0.0,
+):
+    """A pre-norm encoder block: x + MHSA(LN x), then x + MLP(LN x).
+
+    Args:
+        x: Tokens, shape (batch, tokens, channels).
+        num_heads: Heads of the attention.
+        mlp_width: Hidden width of the MLP.
+        name: Prefix of the layers' names.
+        epsilon: Of both layer normalisations.
+        attention_bias: Optional logits, broadcastable to (batch, heads, tokens, tokens).
+        qkv_bias: Whether the query-key-value projection has a bias.
+        dropout: Rate after both projections.
+        attention_dropout: Rate on the attention map.
+        drop_path: Rate on both branches.
+    """
+    y = keras.layers.LayerNormalization(epsilon=epsilon, name=f"{name}_norm1")(x)
+    attention = MultiHeadSelfAttention(
+        num_heads,
+        qkv_bias=qkv_bias,
+        attention_dropout=attention_dropout,
+        dropout=dropout,
+        name=f"{name}_attention",
+    )
+    y = attention(y) if attention_bias is None else attention(y, attention_bias=attention_bias)
+    x = add_branch(x, y, drop_path, f"{name}_attention")
+    y = keras.layers.LayerNormalization(epsilon=epsilon, name=f"{name}_norm2")(x)
+    y = mlp(y, mlp_width, dropout=dropout, name=f"{name}_mlp")
+    return add_branch(x, y, drop_path, f"{name}_mlp")
+
+
+def add_branch(x, branch, drop_path: float, name: str):
+    """Add a residual branch that is dropped for whole samples at rate ``drop_path``."""
+    if drop_path:
+        branch = DropPath(drop_path, name=f"{name}_drop_path")(branch)
+    return keras.layers.Add(name=f"{name}_add")([x, branch])
+
+
+def linear_drop_path(rate: float, depth: int) -> list[float]:
+    """Return drop-path rates that rise linearly from 0 to ``rate`` over ``depth`` blocks."""
+    return [rate * i / max(1, depth - 1) for i in range(depth)]
+
+
+def build_model(
+    inputs,
+    features,
+    pooled,
+    *,
+    include_top: bool,
+    pooling: str | None,
+    classes: int,
+    classifier: str,
+    classifier_activation,
+    weights,
+    name: str,
+    embedding_dim: int | None = None,
+    centers_per_class: int = 1,
+) -> keras.Model:
+    """Close a builder: pooling or classifier, then weights.
+
+    Args:
+        inputs: The model's input tensor.
+        features: Tokens (batch, tokens, channels) or a map (batch, height, width, channels).
+        pooled: Callable without arguments that returns the family's own pooled vector.
+        include_top: Whether the model ends in ``predictions``.
+        pooling: Of ``features`` when ``include_top`` is false: ``None``, "avg", "max", "native".
+        classes: Number of classes.
+        classifier: "cosine" or "dense".
+        classifier_activation: Of a dense classifier; must be ``None`` for cosines.
+        weights: ``None`` or a path to .weights.h5 or .keras.
+        name: Of the model.
+        embedding_dim: ``None``: the pooled vector is the embedding. A number: a projection to
+            that width without bias, batch-normalised, as face recognition uses it.
+        centers_per_class: Of a cosine classifier.
+
+    Raises:
+        ValueError: For a combination of arguments that has no meaning, each naming its argument.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}.")
+    if classifier not in CLASSIFIERS:
+        raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}.")
+    if weights is not None and not os.path.exists(weights):
+        raise ValueError(
+            f"weights must be None or the path of an existing .weights.h5 or .keras file, got "
+            f"{weights!r}."
+        )
+    root = _root_inputs(inputs)
+    if include_top or pooling == "native":
+        x = pooled()
+        if embedding_dim is not None:
+            x = keras.layers.Dense(
+                embedding_dim,
+                use_bias=False,
+                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                name="embedding_projection",
+            )(x)
+            x = keras.layers.BatchNormalization(
+                epsilon=1e-5, momentum=0.9, name="embedding_norm"
+            )(x)
+        # Float32 whatever the policy: cosines and norms of half-precision vectors lose digits.
+        x = keras.layers.Activation("linear", dtype="float32", name="embedding")(x)
+    if not include_top:
+        if pooling in ("avg", "max"):
+            rank = len(features.shape) - 2
+            kind = "Average" if pooling == "avg" else "Max"
+            x = getattr(keras.layers, f"Global{kind}Pooling{rank}D")(name=f"{pooling}_pool")(features)
+        elif pooling is None:
+            x = features
+        model = keras.Model(root, x, name=name)
+    else:
+        if not isinstance(classes, int) or classes < 1:
+            raise ValueError(f"classes must be a positive integer, got {classes!r}.")
+        if classifier == "cosine":
+            if classifier_activation is not None:
+                raise ValueError(
+                    "classifier_activation must be None for classifier='cosine', whose output is "
+                    f"cosθ; got {classifier_activation!r}."
+                )
+            x = CosineClassifier(
+                classes, centers_per_class=centers_per_class, name="predictions"
+            )(x)
+        else:
+            x = keras.layers.Dense(
+                classes,
+                activation=classifier_activation,
+                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                dtype="float32",
+                name="predictions",
+            )(x)
+        model = MarginModel(root, x, name=name)
+    if weights is not None:
+        model.load_weights(weights)
+    return model
+
+
+def _root_inputs(tensor):
+    """Return the keras.Input that ``tensor`` was computed from (itself, for an Input)."""
+    roots = keras.utils.get_source_inputs(tensor)
+    return roots[0] if len(roots) == 1 else roots
+
+
+def embedding_model(model: keras.Model) -> keras.Model:
+    """Return image → L2-normalised embedding, sharing ``model``'s weights.
+
+    Args:
+        model: A model with a layer named ``embedding``, as every builder with ``include_top=True``
+            or ``pooling="native"`` returns.
+
+    Returns:
+        A model whose output has shape (batch, dim), float32, each row of Euclidean length 1.
+
+    Raises:
+        ValueError: If ``model`` has no layer named ``embedding``.
+    """
+    names = [layer.name for layer in model.layers]
+    if "embedding" not in names:
+        raise ValueError(
+            f"model {model.name!r} has no layer named 'embedding'; build it with include_top=True "
+            "or pooling='native'."
+        )
+    x = model.get_layer("embedding").output
+    x = keras.layers.UnitNormalization(axis=-1, dtype="float32", name="unit_embedding")(x)
+    return keras.Model(model.inputs, x, name=f"{model.name}_embedding")
+

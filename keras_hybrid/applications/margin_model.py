@@ -1,0 +1,131 @@
+"""The model class of the zoo: a Functional model that knows how to train adaptive margins."""
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+
+from keras_hybrid.layers.margin import (
+    CosineClassifier,
+    record_embedding_norms,
+    recorded_embedding_norms,
+)
+from keras_hybrid.losses.margin import AdaptiveMarginLoss, MarginState
+
+__all__ = ["MarginModel"]
+
+
+@keras.saving.register_keras_serializable("keras_hybrid")
+class MarginModel(keras.Model):
+    """A Functional model that supplies adaptive margin losses with what they need.
+
+    Built as ``MarginModel(inputs, outputs, name=...)`` and in every respect the `keras.Model` of
+    the same call: same outputs, weights and ``count_params()``. Compiled with a
+    `keras_hybrid.losses.AdaptiveMarginLoss` (`AdaFace`, `CurricularFace`) it also
+
+    - keeps that loss's state, updated by training steps only. The state outlives epochs, appears
+      in the logs, is saved in ``.keras`` and ``.weights.h5`` files, and belongs to the loss object:
+      compiling again with the same object keeps it, with another one starts anew;
+    - hands the loss the norms of the embeddings that the model's `CosineClassifier` got in the same
+      step, if the loss asks for them. ``compute_loss`` outside a training or evaluation step takes
+      them from a forward pass of its own, in inference mode.
+
+    Raises:
+        ValueError: On ``compile`` with more than one adaptive loss, or with a loss that needs
+            norms when the model has no `CosineClassifier`.
+    """
+
+    # A plain holder (keras would track the metric itself for good, also after compiling anew).
+    _adaptive: SimpleNamespace | None = None
+
+    def compile(self, *args, **kwargs) -> None:
+        """Configure training as `keras.Model.compile` does, and set up the loss's state."""
+        super().compile(*args, **kwargs)
+        losses = {
+            id(loss): loss
+            for loss in keras.tree.flatten(self.loss)
+            if isinstance(loss, AdaptiveMarginLoss)
+        }
+        if len(losses) > 1:
+            raise ValueError(
+                "A model can be compiled with one adaptive margin loss. Received: "
+                f"{sorted(type(loss).__name__ for loss in losses.values())}"
+            )
+        loss = next(iter(losses.values()), None)
+        if loss is None:
+            self._adaptive = None
+            return
+        if loss.needs_norms and not _has_cosine_classifier(self):
+            raise ValueError(
+                f"{type(loss).__name__} needs the norms of the embeddings, which come from a "
+                f"`keras_hybrid.layers.CosineClassifier`, but model {self.name!r} has none. Build "
+                'it with `classifier="cosine"`.'
+            )
+        if self._adaptive is None or self._adaptive.loss is not loss:
+            self._adaptive = SimpleNamespace(loss=loss, state=MarginState(loss))
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as a saved model was; Keras leaves this out if `compile` is overridden."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    @property
+    def margin_state(self) -> MarginState | None:
+        """State of the compiled adaptive loss, or None. Saved with the model."""
+        return None if self._adaptive is None else self._adaptive.state
+
+    @property
+    def metrics(self) -> list:
+        """Metrics of the model, the state of an adaptive loss among them."""
+        metrics = super().metrics
+        return metrics if self.margin_state is None else [*metrics, self.margin_state]
+
+    def train_step(self, *args, **kwargs):
+        """Run one training step of the backend."""
+        with self._recording():
+            return super().train_step(*args, **kwargs)
+
+    def test_step(self, *args, **kwargs):
+        """Run one evaluation step of the backend."""
+        with self._recording():
+            return super().test_step(*args, **kwargs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Compute the total loss as `keras.Model.compute_loss` does."""
+        supply = contextlib.nullcontext()
+        if self._adaptive is not None:
+            loss = self._adaptive.loss
+            norms = self._embedding_norms(x) if loss.needs_norms else None
+            supply = loss.supplied(self._adaptive.state, norms, training)
+        with supply:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def _recording(self):
+        if self._adaptive is not None and self._adaptive.loss.needs_norms:
+            return record_embedding_norms()
+        return contextlib.nullcontext()
+
+    def _embedding_norms(self, x):
+        norms = recorded_embedding_norms()
+        if norms is None and x is not None:
+            # Outside a step: Keras building the loss on symbolic inputs, or a user's own call.
+            with record_embedding_norms() as norms:
+                self(x, training=False)
+        if not norms or len(norms) != 1:
+            raise ValueError(
+                f"{type(self._adaptive.loss).__name__} needs the norms of the embeddings from "
+                f"exactly one call of a `CosineClassifier` in model {self.name!r}. Received: "
+                f"{len(norms or [])} calls{' (and no x to make one)' if x is None else ''}"
+            )
+        return norms[0]
+
+
+def _has_cosine_classifier(model: keras.Model) -> bool:
+    return any(
+        _has_cosine_classifier(layer)
+        if isinstance(layer, keras.Model)
+        else isinstance(layer, CosineClassifier)
+        for layer in model.layers
+    )

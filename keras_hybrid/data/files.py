@@ -1,0 +1,299 @@
+"""Image files in a folder or a zip archive: listing, reading, decoding, resizing."""
+
+import io
+import os
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+)
+
+
+class UnreadableImageError(ValueError):
+    """An image that is missing, empty, truncated or damaged.
+
+    Attributes:
+        path: Where it lies.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (self.path, self.reason)
+
+
+def decode_image(data: bytes, path: str) -> np.ndarray:
+    """Decode an encoded image to upright RGB.
+
+    Args:
+        data: The file's content.
+        path: Its name, for messages.
+
+    Returns:
+        uint8 (height, width, 3). Transparency is shown over white, 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        UnreadableImageError: If it cannot be decoded completely.
+        ImportError: If Pillow is not installed.
+    """
+    image_module = import_pillow()
+    from PIL import ImageOps
+
+    if not data:
+        raise UnreadableImageError(path, "the file is empty")
+    try:
+        with image_module.open(io.BytesIO(data)) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+                values = np.asarray(upright).astype(np.float64)
+                if values.max(initial=0) > 255:
+                    values /= 257.0
+                grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=-1)
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                paper = image_module.new("RGBA", upright.size, (255, 255, 255, 255))
+                upright = image_module.alpha_composite(paper, upright)
+            return np.array(upright.convert("RGB"))
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,  # Pillow's word for a broken PNG
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+        image_module.DecompressionBombError,
+    ) as error:
+        reason = str(error).replace(r"<_io.BytesIO object", "<file")
+        if isinstance(error, image_module.UnidentifiedImageError):
+            reason = "not an image that Pillow knows"
+        raise UnreadableImageError(path, reason or type(error).__name__) from error
+
+
+def resize_image(image: np.ndarray, image_size: int | tuple[int, int]) -> np.ndarray:
+    """Resize to a fixed height and width, antialiased bilinear; proportions are not kept.
+
+    Args:
+        image: uint8 (height, width, 3).
+        image_size: Side, or (height, width), in pixels.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        ValueError: If the size is not one or two positive integers.
+        ImportError: If Pillow is needed and not installed.
+    """
+    height, width = size_pair(image_size)
+    if image.shape[:2] == (height, width):
+        return image
+    pillow = import_pillow()
+    resized = pillow.fromarray(image).resize((width, height), pillow.Resampling.BILINEAR)
+    return np.array(resized)
+
+
+def size_pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width from a side or a pair.
+
+    Args:
+        image_size: Side, or (height, width), in pixels.
+
+    Returns:
+        (height, width).
+
+    Raises:
+        ValueError: If it is not one or two positive integers.
+    """
+    sizes = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
+    whole = all(isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in sizes)
+    if len(sizes) != 2 or not whole or min(sizes) < 1:
+        raise ValueError(
+            f"`image_size` must be a positive integer or (height, width), got {image_size!r}."
+        )
+    return int(sizes[0]), int(sizes[1])
+
+
+def import_pillow():
+    """Import ``PIL.Image``.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: With the extra to install, if Pillow is missing.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "Reading and resizing image files needs Pillow: pip install 'keras-hybrid[face]'"
+        ) from error
+    return Image
+
+
+# Files: a folder or a zip archive
+
+
+class Folder:
+    """Files below a folder, named by POSIX paths relative to it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def listing(self) -> tuple[list[str], list[str]]:
+        """All files and all folders, sorted, without hidden ones."""
+        files, folders = [], []
+        for base, names, members in os.walk(self.root, followlinks=True):
+            names[:] = sorted(name for name in names if not _is_hidden(name))
+            prefix = Path(base).relative_to(self.root)
+            folders += [(prefix / name).as_posix() for name in names]
+            files += [(prefix / name).as_posix() for name in members if not _is_hidden(name)]
+        return sorted(files), sorted(folders)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, −1 where it is missing."""
+        try:
+            return (self.root / name).stat().st_size
+        except OSError:
+            return -1
+
+    def stamp(self, name: str) -> str:
+        """What changes when the file is replaced."""
+        try:
+            status = (self.root / name).stat()
+        except OSError:
+            return "-"
+        return f"{status.st_size}/{status.st_mtime_ns}"
+
+    def where(self, name: str) -> str:
+        """The file's path, for messages."""
+        return str(self.root / name)
+
+    def bytes(self, name: str) -> bytes:
+        """A file's content."""
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(self.where(name), error.strerror or str(error)) from error
+
+
+class Zip:
+    """Members of a zip archive; every thread and every process opens it for itself."""
+
+    def __init__(self, path: Path):
+        self.root = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._members = {item.filename: item for item in archive.infolist()}
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is not a complete zip archive: {error}") from error
+        self._local = threading.local()
+
+    def __getstate__(self):
+        return {"root": self.root, "_members": self._members}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+    def listing(self) -> tuple[list[str], list[str]]:
+        """All files and all folders, sorted, without hidden ones."""
+        names = [n for n in self._members if not any(_is_hidden(p) for p in PurePosixPath(n).parts)]
+        files = sorted(name for name in names if not name.endswith("/"))
+        folders = {name.rstrip("/") for name in names if name.endswith("/")}
+        folders.update(str(p) for name in files for p in PurePosixPath(name).parents if p.name)
+        return files, sorted(folders)
+
+    def size(self, name: str) -> int:
+        """Bytes of a member, −1 where it is missing."""
+        return self._members[name].file_size if name in self._members else -1
+
+    def stamp(self, name: str) -> str:
+        """What changes when the member is replaced."""
+        if name not in self._members:
+            return "-"
+        return f"{self._members[name].file_size}/{self._members[name].CRC}"
+
+    def where(self, name: str) -> str:
+        """The member's path, for messages."""
+        return f"{self.root}/{name}"
+
+    def bytes(self, name: str) -> bytes:
+        """A member's content."""
+        if name not in self._members:
+            raise UnreadableImageError(self.where(name), "No such file in the archive")
+        # A handle inherited through fork shares its file position with the parent: never use it.
+        if getattr(self._local, "process", None) != os.getpid():
+            self._local.archive = zipfile.ZipFile(self.root)
+            self._local.process = os.getpid()
+        try:
+            return self._local.archive.read(name)
+        except (zipfile.BadZipFile, OSError, zlib.error, EOFError, NotImplementedError) as error:
+            raise UnreadableImageError(self.where(name), str(error)) from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def open_files(path: str | os.PathLike, argument: str) -> Folder | Zip:
+    """Open a folder or zip archive."""
+    path = Path(path)
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file() and zipfile.is_zipfile(path):
+        return Zip(path)
+    if path.is_file():
+        raise ValueError(f"`{argument}` must be a folder or a .zip, got the file {path}.")
+    raise ValueError(f"`{argument}`: there is no {path}; a folder or a .zip is expected.")
+
+
+def read_text(path: str | os.PathLike, argument: str) -> str:
+    """Read a text file, which may lie in a zip archive (``faces.zip/index.csv``)."""
+    path = Path(path)
+    try:
+        if path.is_file():
+            return path.read_bytes().decode("utf-8-sig")
+        for parent in path.parents:
+            if parent.is_file() and zipfile.is_zipfile(parent):
+                member = path.relative_to(parent).as_posix()
+                return Zip(parent).bytes(member).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    raise ValueError(f"`{argument}`: there is no file {path}.")
+
+
+def archive_of(path: Path) -> Path:
+    """The folder or the zip archive that a text file lies in."""
+    if not path.exists():
+        for parent in path.parents:
+            if parent.is_file():
+                return parent
+    return path.parent
+
+
+def some(names: Sequence[Any], limit: int = 5) -> str:
+    """The first few of a list, for messages."""
+    text = ", ".join(str(name) for name in names[:limit])
+    return text + (f", … ({len(names)} in all)" if len(names) > limit else "")

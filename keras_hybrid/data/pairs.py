@@ -1,0 +1,183 @@
+"""Verification pairs: which two images are compared, and whether they show the same person."""
+
+import dataclasses
+import os
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from keras_hybrid.data.files import (
+    Folder,
+    Zip,
+    decode_image,
+    is_image,
+    open_files,
+    read_text,
+    resize_image,
+    some,
+)
+
+__all__ = ["PairList", "read_lfw_pairs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairList:
+    """Pairs of face images, each of one person or of two.
+
+    Attributes:
+        left: Name of each pair's first image.
+        right: Name of each pair's second image.
+        same: bool (pairs,): whether they show the same person.
+        fold: int (pairs,): the cross-validation fold, 0 for a list without folds.
+        reader: Reads an image by name: uint8 (height, width, 3).
+    """
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    same: np.ndarray
+    fold: np.ndarray
+    reader: Any = dataclasses.field(repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every image once, sorted by name."""
+        return tuple(sorted({*self.left, *self.right}))
+
+    @property
+    def indices(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each pair the position in ``names`` of its first and of its second image."""
+        place = {name: position for position, name in enumerate(self.names)}
+        return (
+            np.array([place[name] for name in self.left], np.int64),
+            np.array([place[name] for name in self.right], np.int64),
+        )
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one image by name.
+
+        Args:
+            name: An element of ``left``, ``right`` or ``names``.
+
+        Returns:
+            uint8 (height, width, 3), RGB.
+
+        Raises:
+            UnreadableImageError: If it cannot be decoded.
+        """
+        return self.reader(name)
+
+    def read_images(self, image_size: int | tuple[int, int] | None = None) -> np.ndarray:
+        """Read every image of the pairs once, in the order of ``names``.
+
+        ```python
+        embeddings = embedder.predict(pairs.read_images(112))
+        left, right = pairs.indices
+        result = keras_hybrid.evaluation.verify(embeddings[left], embeddings[right], pairs.same)
+        ```
+
+        Args:
+            image_size: Height and width to resize to, or None if all have one size.
+
+        Returns:
+            uint8 (len(names), height, width, 3).
+
+        Raises:
+            ValueError: If an image cannot be decoded, or sizes differ and no size is given: a
+                protocol may not lose a pair.
+        """
+        images = []
+        for name in self.names:
+            image = self.read(name)
+            images.append(image if image_size is None else resize_image(image, image_size))
+            if images[-1].shape != images[0].shape:
+                raise ValueError(
+                    f"{name} is {image.shape[:2]}, {self.names[0]} {images[0].shape[:2]}: "
+                    "give an `image_size`."
+                )
+        return np.stack(images)
+
+
+def read_lfw_pairs(pairs: str | os.PathLike, images: str | os.PathLike) -> PairList:
+    """Read a pair list of Labeled Faces in the Wild and find its images.
+
+    Args:
+        pairs: ``pairs.txt`` of View 2 (header "10<tab>300": folds of 300 pairs of the same person,
+            then 300 of different people) or ``pairsDevTrain.txt``/``pairsDevTest.txt`` of View 1
+            (header "1100"). It may lie in a zip archive: ``"lfw.zip/pairs.txt"``.
+        images: Folder or .zip with NAME/NAME_0001.jpg, at whatever depth.
+
+    Returns:
+        The pairs, in the file's order.
+
+    Raises:
+        ValueError: If a line is malformed or an image is missing, naming the line: a protocol
+            with pairs left out would give another figure.
+    """
+    where = str(pairs)
+    lines = [line.rstrip() for line in read_text(pairs, "pairs").splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    header = lines[0].split() if lines else []
+    if not (len(header) in (1, 2) and all(re.fullmatch("[0-9]+", h) and int(h) for h in header)):
+        raise ValueError(
+            f"{where}, line 1: expected the number of pairs, or of folds and pairs, "
+            f"got {lines[0] if lines else ''!r}."
+        )
+    folds, count = (1, int(header[0])) if len(header) == 1 else map(int, header)
+    if len(lines) - 1 != folds * 2 * count:
+        raise ValueError(
+            f"{where}: the header {lines[0]!r} announces {folds * 2 * count} pairs, "
+            f"but {len(lines) - 1} lines follow."
+        )
+
+    files = open_files(images, "images")
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in files.listing()[0]:
+        path = PurePosixPath(name)
+        if is_image(name):
+            found.setdefault((path.parent.name, path.stem), []).append(name)
+
+    def image(person: str, number: str, place: str) -> str:
+        if not re.fullmatch("[0-9]+", number):
+            raise ValueError(f"{place}: {number!r} is not the number of an image.")
+        stem = f"{person}_{int(number):04d}"
+        members = found.get((person, stem), [])
+        if len(members) != 1:
+            problem = f"more than once: {some(members)}" if members else "missing"
+            raise ValueError(f"{place}: image {person}/{stem}.jpg of {files.root} is {problem}.")
+        return members[0]
+
+    left, right, same, fold = [], [], [], []
+    for position, line in enumerate(lines[1:]):
+        place = f"{where}, line {position + 2}"
+        is_same = position % (2 * count) < count
+        # Names hold no blanks; some copies of the file have blanks for tabs.
+        fields = line.split("\t") if "\t" in line else line.split()
+        if len(fields) != (3 if is_same else 4):
+            form = "NAME n1 n2 (same person)" if is_same else "NAME1 n1 NAME2 n2 (two people)"
+            raise ValueError(f"{place}: expected {form}, got {line!r}.")
+        other = fields[0] if is_same else fields[2]
+        if not is_same and other == fields[0]:
+            raise ValueError(f"{place}: expected two different people, got {line!r}.")
+        left.append(image(fields[0], fields[1], place))
+        right.append(image(other, fields[-1], place))
+        same.append(is_same)
+        fold.append(position // (2 * count))
+    return PairList(
+        tuple(left), tuple(right), np.array(same), np.array(fold, np.int32), _Reader(files)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads an image of a folder or archive by name."""
+
+    files: Folder | Zip
+
+    def __call__(self, name: str) -> np.ndarray:
+        return decode_image(self.files.bytes(name), self.files.where(name))

@@ -1,0 +1,803 @@
+"""Image sources: random access to labelled images, wherever they lie.
+
+A source knows its labels at once and reads an image when it is asked for:
+
+- ``len(source)``, ``source.labels`` (int32), ``source.class_names``, ``source.paths`` (for
+  messages), ``source.landmarks`` (float32 (n, 5, 2) or None);
+- ``source.read(index)``: uint8 (height, width, 3), RGB, upright.
+
+What a photograph collection brings is dealt with here: grey, CMYK, palette and transparent images
+become RGB, EXIF rotation is applied, and a file that cannot be decoded raises
+:class:`UnreadableImageError`, which :func:`keras_hybrid.data.load_arrays` and
+:class:`keras_hybrid.data.Batches` report once and skip. Mistakes that would spoil a training run
+stop when the source is opened.
+"""
+
+import csv
+import hashlib
+import inspect
+import io
+import logging
+import os
+import re
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from keras_hybrid.data.files import (
+    IMAGE_SUFFIXES,
+    Folder,
+    Zip,
+    archive_of,
+    decode_image,
+    is_image,
+    open_files,
+    read_text,
+    some,
+)
+from keras_hybrid.data.synthetic import synthetic_identities
+
+__all__ = [
+    "ArraySource",
+    "CSVSource",
+    "FolderSource",
+    "ImageSource",
+    "NpzSource",
+    "Subset",
+    "TFDSSource",
+    "ZipSource",
+    "open_source",
+    "split_source",
+]
+
+_LOGGER = logging.getLogger(__name__)
+_LANDMARK_COLUMNS = tuple(f"{axis}{point}" for point in range(5) for axis in "xy")
+
+
+class ImageSource(ABC):
+    """Random access to labelled images.
+
+    Attributes:
+        labels: int32 (n,), in 0 … len(class_names) − 1.
+        class_names: The classes' names.
+        paths: Where each image lies, for messages.
+        landmarks: float32 (n, 5, 2) in pixels of the image as stored, or None.
+    """
+
+    labels: np.ndarray
+    class_names: list[str]
+    paths: Sequence[str]
+    landmarks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images, {len(self.class_names)} classes)"
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Read one image.
+
+        Args:
+            index: Which one, from 0.
+
+        Returns:
+            uint8 (height, width, 3), RGB.
+
+        Raises:
+            UnreadableImageError: If the image cannot be decoded.
+        """
+
+    def stamps(self) -> Iterable[str]:
+        """For each image, a text that changes when the image is replaced."""
+        return ("" for _ in range(len(self)))
+
+    def fingerprint(self) -> str:
+        """Hash of names, labels and image stamps: what a cache of decoded images depends on."""
+        digest = hashlib.sha256()
+        digest.update("\0".join(self.class_names).encode())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        for path, stamp in zip(self.paths, self.stamps(), strict=True):
+            digest.update(f"{path}\0{stamp}\n".encode())
+        return digest.hexdigest()
+
+
+class _FileSource(ImageSource):
+    """Images that are files of a folder or members of a zip archive."""
+
+    _files: Folder | Zip
+    _names: list[str]
+
+    @property
+    def paths(self) -> list[str]:
+        """Where each image lies."""
+        return [self._files.where(name) for name in self._names]
+
+    def read(self, index: int) -> np.ndarray:
+        """Read one image; see :meth:`ImageSource.read`."""
+        name = self._names[index]
+        return decode_image(self._files.bytes(name), self._files.where(name))
+
+    def stamps(self) -> Iterable[str]:
+        """Size and time of each file, or size and checksum of each member."""
+        return map(self._files.stamp, self._names)
+
+
+class FolderSource(_FileSource):
+    """A folder per identity.
+
+    Identities are numbered in the order of their sorted names. A common leading folder is fine
+    (``root/images/NAME/*.jpg``); images deeper than an identity's folder belong to it. Hidden files
+    are ignored; other files that are no images are reported in one line.
+
+    Args:
+        root: The folder.
+        split: Name of a sub-folder to read instead (``"train"``), or None.
+
+    Raises:
+        ValueError: If there is no image, an identity has none, or the split does not exist.
+    """
+
+    def __init__(self, root: str | os.PathLike, split: str | None = None):
+        root = Path(root)
+        if not root.is_dir():
+            raise ValueError(f"`root`: there is no folder {root}.")
+        self._files = Folder(root)
+        self._names, self.labels, self.class_names = _by_identity(self._files, split)
+
+
+class ZipSource(_FileSource):
+    """A zip archive with a folder per identity, laid out as :class:`FolderSource` takes it.
+
+    Reading is safe from threads and from forked processes.
+
+    Args:
+        path: The archive.
+        split: Name of a folder in it to read alone (``"train"``), or None.
+
+    Raises:
+        ValueError: If it is no zip archive, holds no image, or an identity or the split is empty.
+    """
+
+    def __init__(self, path: str | os.PathLike, split: str | None = None):
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"`path`: there is no file {path}.")
+        self._files = Zip(path)
+        self._names, self.labels, self.class_names = _by_identity(self._files, split)
+
+
+def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.ndarray, list]:
+    """Names, labels and class names of a folder per identity."""
+    names, folders = files.listing()
+    images = [PurePosixPath(name) for name in names if is_image(name)]
+    if not images:
+        raise ValueError(
+            f"{files.root} holds no image; expected a folder per identity with files of type "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+
+    # The folder that holds the identities: below whatever all images have in common.
+    depth = 0
+    parents = [image.parent.parts for image in images]
+    deepest = min(len(parts) for parts in parents) - 1
+    while depth < deepest and len({parts[depth] for parts in parents}) == 1:
+        depth += 1
+    lead = parents[0][:depth]
+    if split is not None:
+        levels = [p for p in (lead[:-1], lead) if "/".join((*p, split)) in folders]
+        if not levels:
+            found = sorted({parts[depth] for parts in parents if len(parts) > depth})
+            raise ValueError(
+                f"`split`={split!r}: {files.root} has no such folder; it has {some(found)}."
+            )
+        lead = (*levels[0], split)
+        depth = len(lead)
+        images = [image for image in images if image.parts[:depth] == lead]
+        if not images:
+            raise ValueError(f"`split`={split!r}: that folder of {files.root} holds no image.")
+        parents = [image.parent.parts for image in images]
+    if all(len(parts) > depth + 1 for parts in parents):
+        found = sorted({parts[depth] for parts in parents})
+        raise ValueError(
+            f"{files.root} holds folders of folders ({some(found)}): choose one of them by `split`."
+        )
+
+    chosen = [image for image in images if len(image.parts) > depth + 1]
+    if not chosen:
+        raise ValueError(
+            f"{files.root} holds images but no folder per identity; expected NAME/IMAGE.jpg."
+        )
+    class_names = sorted({image.parts[depth] for image in chosen})
+    identities = {PurePosixPath(f) for f in folders if PurePosixPath(f).parts[:depth] == lead}
+    empty = sorted(
+        folder.name
+        for folder in identities
+        if len(folder.parts) == depth + 1 and folder.name not in class_names
+    )
+    if empty:
+        raise ValueError(
+            f"Every identity needs an image, but {len(empty)} of {files.root} have none: "
+            f"{some(empty)}. Remove these folders."
+        )
+    taken = {str(image) for image in chosen}
+    others = [
+        name for name in names if name not in taken and PurePosixPath(name).parts[:depth] == lead
+    ]
+    if others:
+        _LOGGER.warning(
+            "%s: %d files skipped, no images in an identity's folder: %s",
+            files.root,
+            len(others),
+            some(others),
+        )
+    number = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([number[image.parts[depth]] for image in chosen], np.int32)
+    return [str(image) for image in chosen], labels, class_names
+
+
+class CSVSource(_FileSource):
+    """A table of files and labels, with an optional split and optional landmarks.
+
+    Labels are whole numbers or names. Numbers 0, 1, 2 … are kept. Names, and numbers with gaps
+    (identity numbers), are numbered in sorted order over **all** rows, so that every split of the
+    table has the same numbering; ``class_names`` keeps what the table says. Columns x0, y0 … x4, y4
+    (two eyes, nose, two mouth corners, in pixels of the image) become ``landmarks``.
+
+    Args:
+        path: The table: comma-separated, with a header. It may lie in a zip archive:
+            ``"faces.zip/index.csv"``.
+        images: Folder or .zip that the files are relative to; by default the table's own. Files may
+            lie below a folder ``images/`` of it.
+        file_column: Column of the files.
+        label_column: Column of the labels.
+        split_column: Column of the splits, read if ``split`` is given.
+        split: Value of the split column to keep, or None for all rows.
+        classes: If given, labels must be whole numbers and be exactly 0 … classes − 1.
+
+    Raises:
+        ValueError: If a column, the split or every image is missing, a label is empty, negative,
+            fractional or out of range, or a file has two different labels.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        images: str | os.PathLike | None = None,
+        *,
+        file_column: str = "file",
+        label_column: str = "label",
+        split_column: str = "split",
+        split: str | None = None,
+        classes: int | None = None,
+    ):
+        path = Path(path)
+        reader = csv.DictReader(io.StringIO(read_text(path, "path"), newline=""))
+        columns = reader.fieldnames or []
+        needed = {"file_column": file_column, "label_column": label_column}
+        if split is not None:
+            needed["split_column"] = split_column
+        for argument, column in needed.items():
+            if column not in columns:
+                raise ValueError(
+                    f"`{argument}`={column!r}: {path} has no such column; "
+                    f"it has {', '.join(map(repr, columns)) or 'none'}."
+                )
+        rows, lines = [], []
+        for row in reader:
+            rows.append(row)
+            lines.append(reader.line_num)
+        if not rows:
+            raise ValueError(f"{path} has a header but no rows.")
+        incomplete = [line for row, line in zip(rows, lines, strict=True) if None in row.values()]
+        if incomplete:
+            raise ValueError(f"{path}, line {incomplete[0]}: fewer values than columns.")
+        rows, lines = _without_repetition(
+            rows, lines, file_column, label_column, split_column, path
+        )
+
+        texts = [row[label_column].strip() for row in rows]
+        where = [f"{path}, line {line}" for line in lines]
+        labels, self.class_names = _number_labels(texts, where, classes)
+        keep = np.arange(len(rows))
+        if split is not None:
+            keep = np.array([i for i in keep if rows[i][split_column].strip() == split], int)
+            if not len(keep):
+                found = sorted({row[split_column].strip() for row in rows})
+                raise ValueError(
+                    f"`split`={split!r}: {path} has no such rows; it has {some(found)}."
+                )
+        self.labels = labels[keep]
+        self.landmarks = None
+        if set(_LANDMARK_COLUMNS) <= set(columns):
+            self.landmarks = _landmarks([rows[i] for i in keep], [where[i] for i in keep])
+
+        self._files = open_files(archive_of(path) if images is None else images, "images")
+        names = [PurePosixPath(rows[i][file_column].strip().replace("\\", "/")) for i in keep]
+        prefix = next((p for p in ("", "images/") if self._files.size(f"{p}{names[0]}") >= 0), "")
+        self._names = [f"{prefix}{name}" for name in names]
+        missing = [name for name in self._names if self._files.size(name) < 0]
+        if len(missing) == len(self._names):
+            raise ValueError(
+                f"`images`: none of the {len(names)} files of {path} is in {self._files.root}; "
+                f"the first would be {self._files.where(self._names[0])}."
+            )
+
+
+def _without_repetition(rows, lines, file_column, label_column, split_column, path):
+    """Drop repeated rows; a file with two labels, or in two splits, is an error."""
+    seen: dict[str, int] = {}
+    kept = []
+    for position, row in enumerate(rows):
+        first = seen.setdefault(row[file_column].strip(), position)
+        if first == position:
+            kept.append(position)
+            continue
+        for column in (label_column, split_column):
+            if row.get(column) != rows[first].get(column):
+                raise ValueError(
+                    f"{path}: {row[file_column]!r} has {column} {rows[first][column]!r} in line "
+                    f"{lines[first]} and {row[column]!r} in line {lines[position]}."
+                )
+    if len(kept) < len(rows):
+        _LOGGER.warning("%s: %d repeated rows skipped", path, len(rows) - len(kept))
+    return [rows[i] for i in kept], [lines[i] for i in kept]
+
+
+def _number_labels(
+    texts: Sequence[str], where: Sequence[str], classes: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """Labels and class names from a column of numbers or names."""
+    for text, place in zip(texts, where, strict=True):
+        if not text:
+            raise ValueError(f"{place}: the label is empty.")
+    if all(re.fullmatch(r"[+-]?\d+", text) for text in texts):
+        numbers = np.array([int(text) for text in texts], np.int64)
+        worst = int(np.argmin(numbers))
+        if numbers[worst] < 0:
+            raise ValueError(f"{where[worst]}: label {texts[worst]} is negative.")
+        present = np.unique(numbers)
+        if classes is not None or np.array_equal(present, np.arange(len(present))):
+            _check_range(numbers, classes, where)
+            return numbers.astype(np.int32), [str(number) for number in present]
+        return np.searchsorted(present, numbers).astype(np.int32), [str(n) for n in present]
+    numeric = [re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) for text in texts]
+    if classes is not None or all(numeric):
+        culprit = next(i for i, t in enumerate(texts) if not re.fullmatch(r"[+-]?\d+", t))
+        raise ValueError(f"{where[culprit]}: label {texts[culprit]!r} is not a whole number.")
+    names = sorted(set(texts))
+    number = {name: label for label, name in enumerate(names)}
+    return np.array([number[text] for text in texts], np.int32), names
+
+
+def _check_range(labels: np.ndarray, classes: int | None, where: Sequence[str]) -> None:
+    """Labels must be exactly 0 … classes − 1 (classes: as many as there are, if None)."""
+    count = int(labels.max()) + 1 if classes is None else classes
+    worst = int(np.argmax(labels))
+    if labels[worst] >= count:
+        raise ValueError(f"{where[worst]}: label {labels[worst]} with `classes`={count}.")
+    missing = np.setdiff1d(np.arange(count), labels)
+    if len(missing):
+        raise ValueError(
+            f"Labels must be 0 … {count - 1} without a gap, but no image has label "
+            f"{some(missing.tolist())}."
+        )
+
+
+def _landmarks(rows: Sequence[dict[str, str]], where: Sequence[str]) -> np.ndarray:
+    """Landmark columns of the rows: float32 (n, 5, 2)."""
+    landmarks = np.empty((len(rows), 10), np.float32)
+    for position, (row, place) in enumerate(zip(rows, where, strict=True)):
+        try:
+            landmarks[position] = [float(row[column]) for column in _LANDMARK_COLUMNS]
+        except ValueError as error:
+            raise ValueError(f"{place}: a landmark is not a number ({error}).") from error
+    return landmarks.reshape(-1, 5, 2)
+
+
+class ArraySource(ImageSource):
+    """Images and labels in memory.
+
+    Args:
+        images: uint8 or float in [0, 255], (n, height, width, 3); grey as (n, height, width) or
+            (n, height, width, 1) becomes RGB. Floats are rounded.
+        labels: (n,) whole numbers 0 … classes − 1, or names, which are numbered in sorted order.
+        classes: Number of classes, if it is to be checked.
+        class_names: Names of the classes; classes without an image are then allowed.
+        name: What messages call it.
+
+    Raises:
+        ValueError: If shapes, values or labels do not fit.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "array",
+    ):
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+            raise ValueError(
+                "`images` must have shape (n, height, width), (n, height, width, 1) or "
+                f"(n, height, width, 3) with n ≥ 1, got {np.shape(images)}."
+            )
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.shape != (len(images),):
+            raise ValueError(f"`labels` must have shape ({len(images)},), got {labels.shape}.")
+        self._images = _as_bytes(images)
+        where = [f"{name}[{i}]" for i in range(len(images))]
+        if labels.dtype.kind in "USOT" and not all(isinstance(v, int) for v in labels.tolist()):
+            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in labels.tolist()]
+            labels, found = _number_labels(texts, where, classes)
+            class_names = _checked_names(found, class_names)
+            number = {text: label for label, text in enumerate(class_names)}
+            labels = np.array([number[found[label]] for label in labels], np.int32)
+        else:
+            labels = _whole_numbers(labels, where)
+            if class_names is None:
+                _check_range(labels, classes, where)
+                class_names = [str(label) for label in range(int(labels.max()) + 1)]
+            elif labels.max() >= len(class_names):
+                worst = int(np.argmax(labels))
+                raise ValueError(
+                    f"{where[worst]}: label {labels[worst]} with {len(class_names)} `class_names`."
+                )
+        self.labels = labels.astype(np.int32)
+        self.class_names = list(class_names)
+        self.paths = where
+
+    def read(self, index: int) -> np.ndarray:
+        """Read one image; see :meth:`ImageSource.read`."""
+        image = self._images[index]
+        return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+    def stamps(self) -> Iterable[str]:
+        """Shape and checksum of each image."""
+        return (
+            f"{image.shape}/{zlib.crc32(np.ascontiguousarray(image))}" for image in self._images
+        )
+
+
+def _as_bytes(images: np.ndarray) -> np.ndarray:
+    """Images as uint8, or a message saying which values are expected."""
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind not in "iuf":
+        raise ValueError(f"`images` must be uint8 or float, got {images.dtype}.")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"`images` must lie in [0, 255], got [{low:g}, {high:g}].")
+    if images.dtype.kind == "f" and 0 < high <= 1:
+        raise ValueError("`images` must lie in [0, 255], got [0, 1]: multiply them by 255.")
+    return np.rint(images).astype(np.uint8)
+
+
+def _whole_numbers(labels: np.ndarray, where: Sequence[str]) -> np.ndarray:
+    """Labels as int64, or a message naming the first that is none."""
+    if labels.dtype.kind not in "iufO":
+        raise ValueError(f"`labels` must be whole numbers or names, got {labels.dtype}.")
+    numbers = labels.astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers == np.rint(numbers))))
+    if len(wrong):
+        raise ValueError(f"{where[wrong[0]]}: label {labels[wrong[0]]} is not a whole number.")
+    if numbers.min() < 0:
+        worst = int(np.argmin(numbers))
+        raise ValueError(f"{where[worst]}: label {labels[worst]} is negative.")
+    return numbers.astype(np.int64)
+
+
+def _checked_names(found: Sequence[str], class_names: Sequence[str] | None) -> Sequence[str]:
+    """The given class names if they contain the found ones."""
+    if class_names is None:
+        return found
+    unknown = sorted(set(found) - set(class_names))
+    if unknown:
+        raise ValueError(f"`class_names` lacks {some(unknown)}.")
+    return class_names
+
+
+class NpzSource(ArraySource):
+    """Arrays of an .npz file: ``x`` and ``y``, or ``images`` and ``labels``.
+
+    With ``split="train"`` they are ``x_train`` and ``y_train`` (or ``images_train`` …).
+
+    Args:
+        path: The file.
+        split: Suffix of the arrays' names, or None.
+        classes: Number of classes, if it is to be checked.
+        class_names: Names of the classes.
+
+    Raises:
+        ValueError: If the file or its arrays do not fit.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        split: str | None = None,
+        *,
+        classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        suffix = f"_{split}" if split else ""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                for x, y in (("x", "y"), ("images", "labels")):
+                    if x + suffix in arrays.files and y + suffix in arrays.files:
+                        images, labels = arrays[x + suffix], arrays[y + suffix]
+                        break
+                else:
+                    raise ValueError(
+                        f"{path} must hold x{suffix} and y{suffix}, or images{suffix} and "
+                        f"labels{suffix}; it holds {some(arrays.files)}."
+                    )
+        except FileNotFoundError as error:
+            raise ValueError(f"`path`: there is no file {path}.") from error
+        except (zipfile.BadZipFile, EOFError, OSError, AttributeError) as error:
+            raise ValueError(f"{path} is not a complete .npz file: {error}") from error
+        super().__init__(
+            images, labels, classes=classes, class_names=class_names, name=Path(path).name
+        )
+
+
+class TFDSSource(ImageSource):
+    """A split of a TensorFlow Datasets builder; images stay encoded in memory.
+
+    Args:
+        name: The builder's name, with a version or configuration if wanted (``"cifar10"``).
+        split: Split, with slicing if wanted (``"train[:80%]"``).
+        image_key: Feature of the image.
+        label_key: Feature of the label: a ClassLabel, another integer or a text. Texts, and
+            integers with gaps, are numbered in sorted order within the split.
+        data_dir: Where the data sets lie, or None for the default.
+        download: Whether to download and prepare a missing data set.
+
+    Raises:
+        ImportError: If tensorflow-datasets is not installed.
+        ValueError: If the builder, the split or a feature does not exist.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str | None = "train",
+        *,
+        image_key: str = "image",
+        label_key: str = "label",
+        data_dir: str | os.PathLike | None = None,
+        download: bool = True,
+    ):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise ImportError(
+                "TensorFlow Datasets sources need tensorflow-datasets and TensorFlow: "
+                "pip install 'keras-hybrid[train,tensorflow]'"
+            ) from error
+        try:
+            builder = tfds.builder(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError as error:
+            raise ValueError(f"`name`={name!r} is no data set of TensorFlow Datasets.") from error
+        features = builder.info.features
+        for argument, key in (("image_key", image_key), ("label_key", label_key)):
+            if key not in features:
+                raise ValueError(
+                    f"`{argument}`={key!r}: {name} has no such feature; it has {some([*features])}."
+                )
+        if download:
+            builder.download_and_prepare()
+        split = "train" if split is None else split
+        decoders = tfds.decode.PartialDecoding(
+            {image_key: True, label_key: True}, {image_key: tfds.decode.SkipDecoding()}
+        )
+        try:
+            dataset = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+        except (ValueError, KeyError) as error:
+            known = sorted(builder.info.splits or ())
+            raise ValueError(f"`split`={split!r}: {name} has {some(known)} ({error}).") from error
+        self._encoded, labels = [], []
+        for example in tfds.as_numpy(dataset):
+            self._encoded.append(example[image_key])
+            labels.append(example[label_key])
+        if not labels:
+            raise ValueError(f"`split`={split!r} of {name} is empty.")
+        self.paths = [f"tfds:{name}/{split}[{i}]" for i in range(len(labels))]
+        if isinstance(features[label_key], tfds.features.ClassLabel):
+            self.labels = _whole_numbers(np.asarray(labels), self.paths).astype(np.int32)
+            self.class_names = list(features[label_key].names)
+        else:
+            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in labels]
+            self.labels, self.class_names = _number_labels(texts, self.paths, None)
+
+    def read(self, index: int) -> np.ndarray:
+        """Read one image; see :meth:`ImageSource.read`."""
+        return decode_image(self._encoded[index], self.paths[index])
+
+    def stamps(self) -> Iterable[str]:
+        """Size and checksum of each encoded image."""
+        return (f"{len(data)}/{zlib.crc32(data)}" for data in self._encoded)
+
+
+class Subset(ImageSource):
+    """Some images of another source, with its numbering of classes.
+
+    Args:
+        source: The other source.
+        indices: Which images, in this order.
+
+    Raises:
+        ValueError: If an index is out of range.
+    """
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]):
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(source)):
+            raise ValueError(
+                f"`indices` must lie in [0, {len(source)}), got {indices.min()} … {indices.max()}."
+            )
+        self.source = source
+        self.indices = indices
+        self.labels = source.labels[indices]
+        self.class_names = source.class_names
+        paths = source.paths
+        self.paths = [paths[i] for i in indices]
+        self.landmarks = None if source.landmarks is None else source.landmarks[indices]
+
+    def read(self, index: int) -> np.ndarray:
+        """Read one image; see :meth:`ImageSource.read`."""
+        return self.source.read(int(self.indices[index]))
+
+    def stamps(self) -> Iterable[str]:
+        """The other source's stamps."""
+        stamps = list(self.source.stamps())
+        return (stamps[i] for i in self.indices)
+
+
+def split_source(source: ImageSource, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
+    """Split a source at random within every class, deterministically.
+
+    Args:
+        source: What to split.
+        fraction: Share of each class's images that goes to the second part, in (0, 1). Of two or
+            more images at least one goes to each part; a single image stays in the first.
+        seed: Chooses the split.
+
+    Returns:
+        ``(train, test)``, each in the source's order.
+
+    Raises:
+        ValueError: If the fraction is not in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must lie in (0, 1), got {fraction!r}.")
+    in_test = np.zeros(len(source), bool)
+    for label in np.unique(source.labels):
+        members = np.flatnonzero(source.labels == label)
+        if len(members) < 2:
+            continue
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        order = np.random.default_rng([seed, int(label)]).permutation(members)
+        in_test[order[:count]] = True
+    return Subset(source, np.flatnonzero(~in_test)), Subset(source, np.flatnonzero(in_test))
+
+
+def open_source(
+    spec: str | os.PathLike | tuple[np.ndarray, np.ndarray] | ImageSource,
+    *,
+    split: str | None = None,
+    images: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    **options: Any,
+) -> ImageSource:
+    """Open whatever holds labelled images.
+
+    Args:
+        spec: One of
+
+            - a folder or a .zip with a folder per identity (:class:`FolderSource`,
+              :class:`ZipSource`);
+            - a .csv of files and labels (:class:`CSVSource`);
+            - an .npz of arrays (:class:`NpzSource`);
+            - ``"tfds:NAME"`` (:class:`TFDSSource`);
+            - ``"synthetic:IDENTITIESxIMAGES"``, e.g. ``"synthetic:32x24"``
+              (:func:`keras_hybrid.data.synthetic_identities`);
+            - a tuple ``(images, labels)`` of arrays (:class:`ArraySource`);
+            - a source, which is returned as it is.
+        split: Sub-folder, value of the split column, suffix of the arrays or TFDS split; not for
+            synthetic identities and arrays: see :func:`split_source`.
+        images: For a .csv: the folder or .zip its files are relative to.
+        image_size: For synthetic identities: their height and width (default 64). Other sources
+            keep the size of their images; :func:`keras_hybrid.data.load_arrays` resizes.
+        **options: Further keyword arguments of the source's class; for synthetic identities
+            ``seed`` and ``first_identity``.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: If the specification, the split or an option is not known.
+    """
+    if isinstance(spec, ImageSource):
+        return _build(lambda: spec, spec, split, images, options, {})
+    if isinstance(spec, tuple):
+        if len(spec) != 2:
+            raise ValueError(f"A tuple must be (images, labels), got {len(spec)} elements.")
+        return _build(ArraySource, "arrays", split, images, options, {}, *spec)
+    text = os.fspath(spec)
+    if text.startswith("synthetic:"):
+        match = re.fullmatch(r"synthetic:(\d+)x(\d+)", text)
+        if not match:
+            raise ValueError(
+                f"{text!r} must be 'synthetic:IDENTITIESxIMAGES', e.g. 'synthetic:32x24'."
+            )
+        size = {} if image_size is None else {"image_size": image_size}
+        return _build(
+            _synthetic_source, text, split, images, options, {}, *map(int, match.groups()), **size
+        )
+    if text.startswith("tfds:"):
+        name = text.removeprefix("tfds:")
+        return _build(TFDSSource, text, None, images, options, {"split": split or "train"}, name)
+    path = Path(text)
+    suffix = path.suffix.lower()
+    splitting = {"split": split}
+    if suffix == ".csv":
+        return _build(CSVSource, text, None, None, options, splitting, path, images)
+    if suffix == ".npz":
+        return _build(NpzSource, text, None, images, options, splitting, path)
+    if suffix == ".zip":
+        return _build(ZipSource, text, None, images, options, splitting, path)
+    if path.is_dir():
+        return _build(FolderSource, text, None, images, options, splitting, path)
+    problem = "is a file of unknown type" if path.is_file() else "does not exist"
+    raise ValueError(
+        f"{text!r} {problem}. Accepted: a folder or .zip with a folder per identity, a .csv, an "
+        ".npz, 'tfds:NAME', 'synthetic:IDENTITIESxIMAGES' or a tuple (images, labels)."
+    )
+
+
+def _build(maker, spec, split, images, options, keywords, *arguments, **more) -> ImageSource:
+    """Call a source's class; say which option does not belong to it."""
+    if split is not None:
+        raise ValueError(f"`split`={split!r}: {spec} has no splits; use split_source().")
+    if images is not None:
+        raise ValueError(f"`images`={str(images)!r} belongs to a .csv, not to {spec}.")
+    parameters = inspect.signature(maker).parameters
+    accepted = [
+        name
+        for position, name in enumerate(parameters)
+        if position >= len(arguments) and name not in (*keywords, *more)
+    ]
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise ValueError(
+            f"Unknown option {some(unknown)} for {spec}; accepted: {some(accepted, 20) or 'none'}."
+        )
+    return maker(*arguments, **keywords, **more, **options)
+
+
+def _synthetic_source(
+    num_identities: int,
+    images_per_identity: int,
+    image_size: int = 64,
+    seed: int = 0,
+    first_identity: int = 0,
+) -> ArraySource:
+    """Synthetic identities as a source."""
+    arrays = synthetic_identities(
+        num_identities, images_per_identity, image_size, seed, first_identity
+    )
+    names = [f"synthetic_{first_identity + i:05d}" for i in range(num_identities)]
+    return ArraySource(*arrays, class_names=names, name="synthetic")

@@ -1,0 +1,269 @@
+"""From images to embeddings or class scores, batch by batch, on any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = [
+    "embed",
+    "embed_batches",
+    "embedding_norms",
+    "model_image_size",
+    "predict",
+    "resize_image",
+]
+
+FLIP_MODES = ("sum", "concatenate")
+
+
+def embed(
+    embedder: keras.Model | Callable[[np.ndarray], object],
+    images: ArrayLike,
+    batch_size: int = 64,
+    flip: bool = False,
+    flip_mode: str = "sum",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed images as unit vectors, and say how long the vectors were.
+
+    Args:
+        embedder: A classifier or backbone with a layer named ``embedding``, whose output is
+            taken; any other Keras model or callable from float32 (batch, height, width, channels)
+            to (batch, dim). The result for a classifier equals
+            ``keras_hybrid.applications.embedding_model(model)``, and costs the one pass that the
+            lengths need anyway.
+        images: (n, height, width, channels), values in [0, 255] unless the model was built with
+            ``include_preprocessing=False``.
+        batch_size: Images per step; the last batch is padded to it, so that a compiling backend
+            compiles once.
+        flip: Whether to embed each image's left-right mirror image, too.
+        flip_mode: How the two become one. ``"sum"`` adds the raw embeddings (insightface's way);
+            ``"concatenate"`` puts them side by side, which doubles ``dim`` (SphereFace's way).
+
+    Returns:
+        The embeddings, float32 (n, dim), each of length 1 (or 0 or NaN where the model gave zeros
+        or NaN); and the mean length each image's raw embeddings had, float32 (n,). The mean of
+        the latter is insightface's XNorm.
+
+    Raises:
+        ValueError: If ``images`` has no four axes or is empty, ``batch_size`` is below 1,
+            ``flip_mode`` is unknown, the model takes several inputs, or its embeddings are not
+            of shape (batch, dim).
+    """
+    images = _check_images(images)
+    _check_batch_size(batch_size)
+    batch_size = min(batch_size, len(images))
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    return embed_batches(embedder, batches, batch_size=batch_size, flip=flip, flip_mode=flip_mode)
+
+
+def embedding_norms(
+    model: keras.Model, images: ArrayLike, batch_size: int = 64, flip: bool = False
+) -> np.ndarray:
+    """Return the length of each image's embedding before normalisation.
+
+    Args:
+        model: A functional model with a layer named ``embedding``.
+        images: As :func:`embed`.
+        batch_size: As :func:`embed`.
+        flip: Whether to average over the image and its mirror image.
+
+    Returns:
+        float32 (n,), ≥ 0. Its mean is insightface's XNorm.
+
+    Raises:
+        ValueError: If the model has no layer named ``embedding``, or as :func:`embed`.
+    """
+    if not _has_embedding_layer(model):
+        raise ValueError(
+            f"Model {getattr(model, 'name', model)!r} has no layer named 'embedding', so there is "
+            "no raw embedding to measure."
+        )
+    return embed(model, images, batch_size=batch_size, flip=flip)[1]
+
+
+def embed_batches(
+    embedder: keras.Model | Callable[[np.ndarray], object],
+    batches: Iterable[np.ndarray],
+    *,
+    batch_size: int = 64,
+    flip: bool = False,
+    flip_mode: str = "sum",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed images that come in batches, as :func:`embed` does; one batch is in memory at a time.
+
+    Args:
+        embedder: As :func:`embed`.
+        batches: Arrays (at most ``batch_size``, height, width, channels).
+        batch_size: As :func:`embed`.
+        flip: As :func:`embed`.
+        flip_mode: As :func:`embed`.
+
+    Returns:
+        As :func:`embed`.
+
+    Raises:
+        ValueError: As :func:`embed`.
+    """
+    _check_batch_size(batch_size)
+    if flip_mode not in FLIP_MODES:
+        raise ValueError(f"flip_mode must be one of {', '.join(FLIP_MODES)}, got {flip_mode!r}.")
+    forward = _forward_function(_raw_embedder(embedder))
+    embeddings, norms = [], []
+    for views in _outputs(forward, batches, batch_size, flip):
+        if views[0].ndim != 2:
+            raise ValueError(
+                f"Embeddings must have shape (batch, dim), got {views[0].shape}: build the model "
+                "with pooling='native', 'avg' or 'max'."
+            )
+        norms.append(np.mean([np.linalg.norm(view, axis=1) for view in views], axis=0))
+        joined = np.concatenate(views, axis=1) if flip_mode == "concatenate" else sum(views)
+        embeddings.append(_unit_rows(joined))
+    if not embeddings:
+        raise ValueError("There are no images to embed.")
+    return np.concatenate(embeddings), np.concatenate(norms).astype("float32")
+
+
+def predict(
+    model: keras.Model | Callable[[np.ndarray], object],
+    images: ArrayLike,
+    batch_size: int = 64,
+    flip: bool = False,
+) -> np.ndarray:
+    """Return a model's outputs for images, averaged over mirror images if asked.
+
+    Args:
+        model: Keras model or callable from float32 (batch, height, width, channels) to (batch, …).
+        images: As :func:`embed`.
+        batch_size: As :func:`embed`.
+        flip: Whether to average the outputs for each image and its left-right mirror image.
+
+    Returns:
+        float32 (n, …).
+
+    Raises:
+        ValueError: If ``images`` has no four axes or is empty, ``batch_size`` is below 1, or the
+            model takes several inputs.
+    """
+    images = _check_images(images)
+    _check_batch_size(batch_size)
+    batch_size = min(batch_size, len(images))
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    views = _outputs(_forward_function(model), batches, batch_size, flip)
+    return np.concatenate([np.mean(view, axis=0) for view in views])
+
+
+def model_image_size(model: object) -> tuple[int, int] | None:
+    """Return the (height, width) a functional model takes, or None where it is left open."""
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        return None
+    shape = inputs[0].shape
+    if len(shape) != 4:
+        return None
+    first = 2 if keras.config.image_data_format() == "channels_first" else 1
+    height, width = shape[first : first + 2]
+    return None if height is None or width is None else (int(height), int(width))
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Resize one image with Pillow's antialiased bilinear filter, if it is not of that size.
+
+    Args:
+        image: uint8 (height, width, 3).
+        size: (height, width), or None to leave the image alone.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        ImportError: If the image has to be resized and Pillow is missing.
+    """
+    if size is None or image.shape[:2] == tuple(size):
+        return image
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "Resizing images needs Pillow: pip install 'keras-hybrid[face]'."
+        ) from error
+    height, width = size
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def _check_images(images: ArrayLike) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(
+            "images must have shape (n, height, width, channels) with n at least 1, got "
+            f"{images.shape}."
+        )
+    return images
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+
+
+def _has_embedding_layer(model: object) -> bool:
+    return (
+        isinstance(model, keras.Model)
+        and bool(getattr(model, "inputs", None))
+        and any(layer.name == "embedding" for layer in model.layers)
+    )
+
+
+def _raw_embedder(embedder: object) -> object:
+    """Return the part of a model up to its layer ``embedding``, or the embedder itself."""
+    if not _has_embedding_layer(embedder):
+        return embedder
+    return keras.Model(embedder.inputs, embedder.get_layer("embedding").output)
+
+
+def _forward_function(model: object) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from a NumPy batch to the model's float32 NumPy output."""
+    if isinstance(model, keras.Model):
+        if len(getattr(model, "inputs", None) or [None]) > 1:
+            raise ValueError(
+                f"Model {model.name!r} takes {len(model.inputs)} inputs; only images are given "
+                "here. Pass a callable that adds the others."
+            )
+        function = model.predict_on_batch
+    elif callable(model):
+        function = model
+    else:
+        raise ValueError(f"Expected a Keras model or a callable, got {model!r}.")
+    return lambda batch: np.asarray(keras.ops.convert_to_numpy(function(batch))).astype("float32")
+
+
+def _outputs(
+    forward: Callable[[np.ndarray], np.ndarray],
+    batches: Iterable[np.ndarray],
+    batch_size: int,
+    flip: bool,
+) -> Iterator[list[np.ndarray]]:
+    """Yield the outputs for each batch: those of the images and, if asked, of their mirrors."""
+    width_axis = 3 if keras.config.image_data_format() == "channels_first" else 2
+    for batch in batches:
+        count = len(batch)
+        padded = batch.astype("float32")
+        if count < batch_size:
+            padded = np.concatenate([padded, np.repeat(padded[-1:], batch_size - count, axis=0)])
+        views = [padded]
+        if flip:
+            views.append(np.ascontiguousarray(np.flip(padded, axis=width_axis)))
+        yield [forward(view)[:count] for view in views]
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Scale rows to length 1; rows of zeros stay zeros."""
+    lengths = np.linalg.norm(rows.astype("float64"), axis=1, keepdims=True)
+    return (rows / np.where(lengths == 0, 1.0, lengths)).astype("float32")

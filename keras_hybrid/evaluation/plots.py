@@ -1,0 +1,309 @@
+"""Figures of verification, training and confusion, for screen and print.
+
+Every function writes one file, in the format its suffix names (png, svg, pdf), and returns its
+path. Colours are Okabe and Ito's, which colour-blind readers can tell apart; curves also differ in
+line style, for grey prints. No figure touches matplotlib's global state.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_hybrid.evaluation.classification import ClassificationResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from keras_hybrid.evaluation.verification import VerificationResult
+
+__all__ = ["plot_confusion", "plot_history", "plot_roc", "plot_scores", "read_history"]
+
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#6E6E6E"
+_PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+_LINE_STYLES = ("-", "--", "-.", ":")
+
+
+def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Path:
+    """Draw the ROC curves of one or more models, the false accept rate on a logarithmic axis.
+
+    The curves are the exact steps. Left of one over the number of different-person pairs, the
+    smallest false accept rate the pairs can show, runs the rate without any false accept.
+
+    Args:
+        results: Results by the name to show in the legend.
+        path: File to write.
+
+    Raises:
+        ValueError: If there are no results.
+        ImportError: If matplotlib is missing.
+    """
+    if not results:
+        raise ValueError("results is empty: there is nothing to plot.")
+    figure = _new_figure(6.4, 4.6)
+    axes = figure.add_subplot()
+    smallest = min(1 / result.roc.num_different for result in results.values())
+    left = 10 ** math.floor(math.log10(smallest) - 1e-9)
+    lowest = 1.0
+    for index, (name, result) in enumerate(results.items()):
+        roc = result.roc
+        seen = roc.far > 0
+        far = np.concatenate([[left], roc.far[seen]])
+        tar = np.concatenate([[roc.tar_at(0.0)], roc.tar[seen]])
+        lowest = min(lowest, tar[0])
+        axes.step(
+            far,
+            tar,
+            where="post",
+            color=_PALETTE[index % len(_PALETTE)],
+            linestyle=_LINE_STYLES[index % len(_LINE_STYLES)],
+            linewidth=1.8,
+            label=f"{name}  (AUC {result.auc:.4f})",
+        )
+    chance = np.geomspace(left, 1, 200)
+    axes.plot(chance, chance, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)), label="chance")
+    axes.set_xscale("log")
+    axes.set_xlim(left, 1)
+    axes.set_ylim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.005)
+    axes.set_xlabel("False accept rate")
+    axes.set_ylabel("True accept rate")
+    axes.grid(which="major", alpha=0.35)
+    axes.grid(which="minor", axis="x", alpha=0.12)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.9)
+    return _save(figure, path)
+
+
+def plot_scores(result: VerificationResult, path: str | Path) -> Path:
+    """Draw the scores of same- and different-person pairs, and the threshold between them.
+
+    Args:
+        result: A verification result.
+        path: File to write.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    figure = _new_figure(6.4, 3.8)
+    axes = figure.add_subplot()
+    scores, same = result.scores, result.same
+    edges = np.linspace(scores.min(), scores.max() + 1e-9, 61)
+    for kind, name, color, hatch in (
+        (~same, "different people", VERMILION, None),
+        (same, "same person", BLUE, "////"),
+    ):
+        shares = np.histogram(scores[kind], edges)[0] / kind.sum()
+        axes.stairs(
+            shares,
+            edges,
+            fill=True,
+            facecolor=(color, 0.28),
+            edgecolor=color,
+            hatch=hatch,
+            linewidth=1.5,
+            label=f"{name} ({kind.sum():,} pairs)",
+        )
+    axes.axvline(
+        result.threshold,
+        color=BLACK,
+        linewidth=1.4,
+        linestyle="--",
+        label=f"threshold {result.threshold:.3f}",
+    )
+    axes.set_xlabel("Score (cosine similarity)")
+    axes.set_ylabel("Share of pairs per bin")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.01)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="best", frameon=True, framealpha=0.9)
+    return _save(figure, path)
+
+
+def plot_history(
+    history: Mapping[str, Sequence[float]] | str | Path,
+    path: str | Path,
+) -> Path:
+    """Draw the curves of a training run: one panel per quantity, validation beside training.
+
+    Args:
+        history: ``model.fit(...).history``, or the path of a ``keras.callbacks.CSVLogger`` file.
+            ``val_x`` shares the panel of ``x``; ``epoch`` is the horizontal axis where present.
+        path: File to write.
+
+    Raises:
+        ValueError: If there are no curves.
+        ImportError: If matplotlib is missing.
+    """
+    epochs, panels = read_history(history)
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = _new_figure(1.2 + 3.6 * columns, 0.5 + 2.7 * rows)
+    for index, (title, curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        for name, values in curves.items():
+            validation = name == "validation"
+            axes.plot(
+                epochs[: len(values)],
+                values,
+                color=VERMILION if validation else BLUE,
+                linestyle="--" if validation else "-",
+                marker="o" if len(values) == 1 else None,
+                linewidth=1.7,
+                label=name,
+            )
+        axes.set_title(title.replace("_", " "))
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend(frameon=True, framealpha=0.9)
+    return _save(figure, path)
+
+
+def plot_confusion(
+    result: ClassificationResult | np.ndarray,
+    path: str | Path,
+    class_names: Sequence[str] | None = None,
+    normalize: bool = True,
+) -> Path:
+    """Draw a confusion matrix: rows the true classes, columns the predicted ones.
+
+    Up to 20 classes are written out with their numbers, up to 40 with their names; a larger
+    matrix shows its pattern only.
+
+    Args:
+        result: A classification result, or counts (classes, classes).
+        path: File to write.
+        class_names: The classes' names; the result's own by default.
+        normalize: Whether to show shares of each true class rather than counts.
+
+    Raises:
+        ValueError: If the matrix is not square or the names do not fit it.
+        ImportError: If matplotlib is missing.
+    """
+    if isinstance(result, ClassificationResult):
+        matrix = result.confusion_matrix
+        names = result.class_names if class_names is None else tuple(class_names)
+    else:
+        matrix = np.asarray(result)
+        names = tuple(range(len(matrix))) if class_names is None else tuple(class_names)
+    if matrix.ndim != 2 or matrix.shape != (len(names), len(names)):
+        raise ValueError(
+            f"The confusion matrix must be square and fit its class names: got {matrix.shape} "
+            f"and {len(names)} names."
+        )
+    classes = len(names)
+    shown = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1) if normalize else matrix
+    side = min(max(3.6, 1.4 + 0.42 * classes), 9.0)
+    figure = _new_figure(side + 0.9, side, layout="compressed")
+    axes = figure.add_subplot()
+    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else max(shown.max(), 1))
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar.set_label("share of the true class" if normalize else "images")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if classes <= 40:
+        size = 9 if classes <= 20 else 6
+        # Dollar signs would start matplotlib's mathematics.
+        labels = [str(name).replace("$", r"\$") for name in names]
+        axes.set_xticks(range(classes), labels, rotation=90 if classes > 8 else 45, fontsize=size)
+        axes.set_yticks(range(classes), labels, fontsize=size)
+        if classes <= 8:
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
+    if classes <= 20:
+        middle = (1 if normalize else max(shown.max(), 1)) / 2
+        for (row, column), value in np.ndenumerate(shown):
+            if matrix[row, column]:
+                axes.text(
+                    column,
+                    row,
+                    _short_share(value) if normalize else f"{value}",
+                    ha="center",
+                    va="center",
+                    fontsize=8 if classes <= 10 else 6.5,
+                    color="white" if value > middle else "black",
+                )
+    return _save(figure, path)
+
+
+def read_history(
+    history: Mapping[str, Sequence[float]] | str | Path,
+) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+    """Sort the curves of a training run into panels.
+
+    Args:
+        history: As :func:`plot_history`.
+
+    Returns:
+        The epochs, counted from 1, float64 (epochs,); and for each quantity its curves
+        ``"training"`` and ``"validation"``, as far as there are both, float64 (at most epochs,),
+        NaN where nothing was logged. Losses come first and the learning rate last.
+
+    Raises:
+        ValueError: If there are no curves.
+    """
+    table = _read_csv(Path(history)) if isinstance(history, str | Path) else history
+    columns = {}
+    for name, values in table.items():
+        numbers = [_number(value) for value in values]
+        if any(math.isfinite(number) for number in numbers):
+            columns[name] = np.array(numbers, "float64")
+    epochs = columns.pop("epoch", None)
+    if not columns:
+        raise ValueError("The history holds no curves.")
+    longest = max(len(values) for values in columns.values())
+    if epochs is None or len(epochs) < longest or not np.isfinite(epochs).all():
+        epochs = np.arange(1, longest + 1, dtype="float64")
+    elif epochs.min() < 1:  # Keras counts from 0
+        epochs = epochs + 1
+    panels: dict[str, dict[str, np.ndarray]] = {}
+    for name, values in columns.items():
+        base = name.removeprefix("val_")
+        curve = "validation" if name != base else "training"
+        panels.setdefault(base, {})[curve] = values
+    order = sorted(
+        panels,
+        key=lambda name: (name in ("learning_rate", "lr"), name != "loss", "loss" not in name),
+    )
+    return epochs, {name: dict(sorted(panels[name].items())) for name in order}
+
+
+def _read_csv(path: Path) -> dict[str, list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name}
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _short_share(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
+
+
+def _new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'keras-hybrid[plot]'.") from error
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    return path

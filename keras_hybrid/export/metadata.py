@@ -1,0 +1,66 @@
+"""The description that travels inside an exported file, and how to read it back.
+
+It says what a program on a phone has to know before it can feed an image: the size, the colour
+order and the value range of the input, and what the outputs are. Per format it lies where the
+format keeps such things: a LiteRT metadata buffer named ``keras_hybrid``, an ONNX
+``metadata_props`` entry of that name, and ``assets.extra/keras_hybrid.json`` in a SavedModel.
+"""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from keras_hybrid.export.process import require
+
+METADATA_NAME = "keras_hybrid"
+SAVED_MODEL_METADATA = Path("assets.extra", f"{METADATA_NAME}.json")
+
+
+def read_metadata(path: str | PathLike) -> dict[str, Any]:
+    """Read the description that an export of this package left in its file.
+
+    Args:
+        path: A ``.tflite`` or ``.onnx`` file, or the folder of a SavedModel.
+
+    Returns:
+        A dictionary with the keys ``model``, ``input`` (``name``, ``shape``, ``dtype``,
+        ``layout``, ``color_order``, ``value_range``), ``outputs`` (for each ``name``, ``shape``
+        and ``l2_normalized``), ``quantization`` and ``keras_hybrid_version``.
+
+    Raises:
+        ValueError: If the file was not written by this package.
+        ImportError: If ``ai-edge-litert`` (for ``.tflite``) or ``onnx`` (for ``.onnx``) is
+            missing.
+    """
+    path = Path(path)
+    if path.suffix == ".tflite":
+        text = _read_litert(path)
+    elif path.suffix == ".onnx":
+        text = _read_onnx(path)
+    else:
+        file = path / SAVED_MODEL_METADATA
+        text = file.read_text(encoding="utf-8") if file.is_file() else None
+    if text is None:
+        raise ValueError(f"{path} holds no {METADATA_NAME!r} metadata.")
+    return json.loads(text)
+
+
+def _read_litert(path: Path) -> str | None:
+    require("ai_edge_litert", purpose="Reading a .tflite file")
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(path.read_bytes())
+    for index in range(model.MetadataLength()):
+        entry = model.Metadata(index)
+        if entry.Name() == METADATA_NAME.encode():
+            return model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().decode("utf-8")
+    return None
+
+
+def _read_onnx(path: Path) -> str | None:
+    require("onnx", purpose="Reading an .onnx file")
+    import onnx
+
+    properties = onnx.load(path, load_external_data=False).metadata_props
+    return next((entry.value for entry in properties if entry.key == METADATA_NAME), None)

@@ -1,0 +1,26 @@
+"""Building blocks that two or more families share, and the margin heads."""
+
+from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
+from keras_hybrid.layers.pooling import SequencePooling
+from keras_hybrid.layers.position import (
+    LearnedPositionEmbedding,
+    RelativePositionBias,
+    SinusoidalPositionEmbedding,
+)
+from keras_hybrid.layers.regularization import DropPath
+from keras_hybrid.layers.tokens import ClassToken, ImageToPatches
+
+__all__ = [
+    "ArcFace",
+    "ClassToken",
+    "CosFace",
+    "CosineClassifier",
+    "DropPath",
+    "ImageToPatches",
+    "LearnedPositionEmbedding",
+    "MultiHeadSelfAttention",
+    "RelativePositionBias",
+    "SequencePooling",
+    "SinusoidalPositionEmbedding",
+]

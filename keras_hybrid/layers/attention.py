@@ -1,0 +1,142 @@
+"""Multi-head self-attention over tokens, with additive logits."""
+
+import keras
+from keras import ops
+
+__all__ = ["MultiHeadSelfAttention"]
+
+
+@keras.saving.register_keras_serializable(package="keras_hybrid")
+class MultiHeadSelfAttention(keras.layers.Layer):
+    """Softmax self-attention with a fused query-key-value projection.
+
+    ``softmax(scale · QKᵀ + attention_bias) V``, as in Vaswani et al. 2017, eq. 1. It differs from
+    ``keras.layers.MultiHeadAttention`` in what hybrids need: one product for Q, K and V, a free
+    ``scale`` (several papers divide by the model width, not the head width), and
+    ``attention_bias``: logits that something else computed, a convolutional branch, a relative
+    position table or key points.
+
+    Args:
+        num_heads: Number of heads.
+        head_dim: Width of one head. ``None``: channels / num_heads.
+        qkv_bias: Whether the fused projection has a bias.
+        output_bias: Whether the closing projection has a bias.
+        scale: Factor on QKᵀ. ``None``: head_dim^-0.5.
+        attention_dropout: Rate on the attention map, in [0, 1).
+        dropout: Rate on the output, in [0, 1).
+        kernel_initializer: For both projections. ``None``: truncated normal with standard deviation
+            0.02, the vision transformers' own.
+
+    Call arguments:
+        inputs: Tokens, shape (batch, tokens, channels).
+        attention_bias: Optional logits, broadcastable to (batch, num_heads, tokens, tokens).
+
+    Returns:
+        Tensor of shape (batch, tokens, channels).
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide the channels and ``head_dim`` is not given.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int | None = None,
+        qkv_bias: bool = True,
+        output_bias: bool = True,
+        scale: float | None = None,
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
+        kernel_initializer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be a positive integer, got {num_heads}.")
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.qkv_bias = qkv_bias
+        self.output_bias = output_bias
+        self.scale = scale
+        self.attention_dropout = attention_dropout
+        self.dropout = dropout
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.TruncatedNormal(stddev=0.02)
+        )
+
+    def build(self, inputs_shape, attention_bias_shape=None):
+        channels = inputs_shape[-1]
+        if self.head_dim is None and channels % self.num_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide the {channels} channels of the input; "
+                "choose a divisor or give head_dim."
+            )
+        self._head_dim = self.head_dim or channels // self.num_heads
+        self._scale = self._head_dim**-0.5 if self.scale is None else self.scale
+        inner = self.num_heads * self._head_dim
+        self.qkv = keras.layers.Dense(
+            3 * inner,
+            use_bias=self.qkv_bias,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+            name="qkv",
+        )
+        self.qkv.build(inputs_shape)
+        self.projection = keras.layers.Dense(
+            channels,
+            use_bias=self.output_bias,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+            name="projection",
+        )
+        self.projection.build((*inputs_shape[:-1], inner))
+        self.attention_dropout_layer = keras.layers.Dropout(
+            self.attention_dropout, dtype=self.dtype_policy
+        )
+        self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
+
+    def _scores_and_values(self, inputs, attention_bias):
+        tokens = inputs.shape[1]
+
+        def split_heads(x):
+            x = ops.reshape(x, (-1, tokens, self.num_heads, self._head_dim))
+            return ops.transpose(x, (0, 2, 1, 3))
+
+        query, key, value = (split_heads(x) for x in ops.split(self.qkv(inputs), 3, axis=-1))
+        # Scaling the query costs tokens x width, scaling the logits tokens x tokens.
+        logits = ops.matmul(query * self._scale, ops.transpose(key, (0, 1, 3, 2)))
+        if attention_bias is not None:
+            logits = logits + ops.cast(attention_bias, logits.dtype)
+        return ops.softmax(logits, axis=-1), value
+
+    def attention_scores(self, inputs, attention_bias=None):
+        """Return the attention map, shape (batch, num_heads, queries, keys), each row summing to 1.
+
+        Args:
+            inputs: Tokens, shape (batch, tokens, channels).
+            attention_bias: Optional logits, as in the call.
+        """
+        return self._scores_and_values(inputs, attention_bias)[0]
+
+    def call(self, inputs, attention_bias=None, training=None):
+        scores, value = self._scores_and_values(inputs, attention_bias)
+        scores = self.attention_dropout_layer(scores, training=training)
+        x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+        x = ops.reshape(x, (-1, inputs.shape[1], self.num_heads * self._head_dim))
+        return self.dropout_layer(self.projection(x), training=training)
+
+    def compute_output_shape(self, inputs_shape, attention_bias_shape=None):
+        return tuple(inputs_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "qkv_bias": self.qkv_bias,
+            "output_bias": self.output_bias,
+            "scale": self.scale,
+            "attention_dropout": self.attention_dropout,
+            "dropout": self.dropout,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

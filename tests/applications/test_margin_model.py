@@ -1,0 +1,254 @@
+"""Every margin loss through compile and fit, with its state."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_hybrid import losses
+from keras_hybrid.applications.margin_model import MarginModel
+from keras_hybrid.layers.margin import CosineClassifier
+
+CLASSES = 4
+RANDOM = np.random.default_rng(0)
+LABELS = np.arange(32) % CLASSES
+PROTOTYPES = RANDOM.normal(size=(CLASSES, 6, 6, 1))
+IMAGES = (PROTOTYPES[LABELS] + 0.3 * RANDOM.normal(size=(32, 6, 6, 1))).astype("float32")
+
+EVERY_LOSS = {
+    "arcface": lambda: losses.ArcFace(scale=16.0),
+    "straight_through": lambda: losses.ArcFace(scale=16.0, gradient="straight_through"),
+    "cosface": lambda: losses.CosFace(scale=16.0),
+    "sphereface": lambda: losses.SphereFace(scale=16.0),
+    "combined": lambda: losses.CombinedMargin(1.0, 0.3, 0.1, scale=16.0),
+    "curricularface": lambda: losses.CurricularFace(scale=16.0),
+    "adaface": lambda: losses.AdaFace(scale=16.0),
+}
+
+
+def build(model_class=MarginModel, head=None, dropout=0.0):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Conv2D(8, 3, strides=2, use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Dropout(dropout)(layers.Flatten()(x))
+    embedding = layers.Dense(8, name="embedding")(x)
+    head = head or CosineClassifier(CLASSES, name="predictions")
+    return model_class(inputs, head(embedding), name="tiny")
+
+
+def compiled(loss, optimizer=None, **options):
+    model = build()
+    options.setdefault("metrics", ["accuracy"])
+    model.compile(optimizer or keras.optimizers.Adam(0.01), loss=loss, **options)
+    return model
+
+
+def state_of(model):
+    return {key: float(value) for key, value in model.margin_state.result().items()}
+
+
+def fit(model, epochs=1, **options):
+    options.setdefault("batch_size", 16)
+    return model.fit(IMAGES, LABELS, epochs=epochs, verbose=0, **options).history
+
+
+@pytest.mark.parametrize("name", EVERY_LOSS)
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_images_and_labels_are_all_it_takes(name, policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = compiled(EVERY_LOSS[name]())
+    finally:
+        keras.config.set_dtype_policy(before)
+    parameters = model.count_params()
+    history = fit(model, epochs=8)
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["accuracy"][-1] > history["accuracy"][0]
+    assert model.count_params() == parameters == build(keras.Model).count_params()
+    cosine = model.predict(IMAGES, verbose=0)
+    assert cosine.shape == (32, CLASSES) and cosine.dtype == np.float32
+    assert np.abs(cosine).max() <= 1
+    accuracy = float(np.mean(cosine.argmax(-1) == LABELS))
+    logs = model.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)
+    assert logs["accuracy"] == pytest.approx(accuracy, abs=0.04)
+
+
+@pytest.mark.parametrize("name", ["cosface", "adaface", "curricularface"])
+def test_one_hot_labels_and_sample_weights_train_too(name):
+    model = compiled(EVERY_LOSS[name]())
+    one_hot = np.eye(CLASSES, dtype="float32")[LABELS]
+    history = model.fit(
+        IMAGES, one_hot, sample_weight=np.ones(32), epochs=4, batch_size=16, verbose=0
+    ).history
+    expected = fit(compiled(EVERY_LOSS[name]()), epochs=4)
+    assert history["loss"][-1] < history["loss"][0]
+    np.testing.assert_allclose(history["accuracy"], expected["accuracy"], atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["arcface", "adaface", "curricularface"])
+@pytest.mark.parametrize(
+    "options", [{"run_eagerly": True}, {"jit_compile": True}], ids=["eager", "jit"]
+)
+def test_compiled_and_eager_training_agree(name, options):
+    if keras.backend.backend() == "torch" and options.get("jit_compile"):
+        pytest.skip("torch.compile needs a C++ compiler and a minute")
+    histories = []
+    for chosen in ({}, options):
+        model = compiled(EVERY_LOSS[name](), **chosen)
+        histories.append(fit(model, epochs=2, shuffle=False))
+    for key in histories[0]:
+        np.testing.assert_allclose(histories[1][key], histories[0][key], rtol=1e-3, atol=1e-4)
+
+
+def test_curricular_state_is_the_running_mean_of_the_targets_cosine():
+    model = compiled(losses.CurricularFace(), keras.optimizers.SGD(0.0))
+    cosine = np.array(model(IMAGES[:16], training=True))
+    mean = cosine[np.arange(16), LABELS[:16]].mean()
+    model.fit(IMAGES[:16], LABELS[:16], epochs=3, batch_size=16, shuffle=False, verbose=0)
+    assert state_of(model)["curriculum_t"] == pytest.approx((1 - 0.99**3) * mean, rel=1e-3)
+
+
+def test_adaface_state_is_the_running_statistics_of_the_norms():
+    model = compiled(losses.AdaFace(t_alpha=1.0), keras.optimizers.SGD(0.0))
+    embedder = keras.Model(model.input, model.get_layer("embedding").output)
+    norms = np.linalg.norm(np.array(embedder(IMAGES, training=True)), axis=-1)
+    history = fit(model, batch_size=32, shuffle=False)
+    assert state_of(model)["norm_mean"] == pytest.approx(norms.mean(), rel=1e-4)
+    assert state_of(model)["norm_std"] == pytest.approx(norms.std(ddof=1), rel=1e-4)
+    assert history["norm_mean"][-1] == pytest.approx(norms.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adaface", "curricularface"])
+def test_state_outlives_epochs_and_evaluation_leaves_it_alone(name):
+    model = compiled(EVERY_LOSS[name]())
+    start = state_of(model)
+    history = fit(model, epochs=3, validation_data=(IMAGES, LABELS))
+    state = state_of(model)
+    for key, value in state.items():
+        assert len({start[key], *history[key]}) == 4, "the state moves in every epoch"
+        assert history[key][-1] == pytest.approx(value, rel=1e-6)
+        assert history[f"val_{key}"] == pytest.approx(history[key], rel=1e-6)
+    model.evaluate(IMAGES, LABELS, verbose=0)
+    model.predict(IMAGES, verbose=0)
+    assert state_of(model) == state
+    fit(model)
+    assert state_of(model) != state
+
+
+@pytest.mark.parametrize("name", ["adaface", "curricularface"])
+def test_training_resumes_from_a_keras_file(name, tmp_path):
+    model = compiled(EVERY_LOSS[name]())
+    fit(model, epochs=2, shuffle=False)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(model) and isinstance(loaded, MarginModel)
+    assert state_of(loaded) == state_of(model)
+    expected, resumed = fit(model, shuffle=False), fit(loaded, shuffle=False)
+    for key in expected:
+        np.testing.assert_allclose(resumed[key], expected[key], rtol=1e-4, err_msg=key)
+    assert loaded.optimizer.iterations == 6
+
+
+def test_weights_files_carry_the_state_and_fit_models_without(tmp_path):
+    model = compiled(losses.AdaFace())
+    fit(model)
+    path = tmp_path / "tiny.weights.h5"
+    model.save_weights(path)
+    plain, again = build(), compiled(losses.AdaFace())
+    plain.load_weights(path)
+    again.load_weights(path)
+    np.testing.assert_allclose(plain(IMAGES), model(IMAGES), atol=1e-6)
+    assert state_of(again) == state_of(model)
+    plain.save_weights(path)
+    untouched = state_of(again)
+    again.load_weights(path)
+    assert state_of(again) == untouched
+
+
+def test_gradient_accumulation_trains():
+    optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)
+    model = compiled(losses.AdaFace(scale=16.0), optimizer)
+    history = fit(model, epochs=6, batch_size=8)
+    assert history["loss"][-1] < history["loss"][0]
+    assert state_of(model)["norm_std"] == pytest.approx(100 * 0.99**24, rel=0.05)
+
+
+def test_the_state_belongs_to_the_loss_object():
+    loss = losses.CurricularFace()
+    model = compiled(loss)
+    fit(model)
+    state = state_of(model)
+    model.compile("sgd", loss)
+    assert state_of(model) == state
+    model.compile("sgd", losses.CurricularFace())
+    assert state_of(model) == {"curriculum_t": 0.0}
+    model.compile("sgd", losses.CosFace())
+    assert model.margin_state is None
+    assert "curriculum_t" not in fit(model)
+
+
+def test_a_custom_call_of_compute_loss_agrees_with_evaluate():
+    model = compiled(losses.AdaFace())
+    fit(model)
+    expected = model.evaluate(IMAGES, LABELS, batch_size=32, verbose=0, return_dict=True)["loss"]
+    y, y_pred = ops.convert_to_tensor(LABELS), model(IMAGES)
+    loss = model.compute_loss(ops.convert_to_tensor(IMAGES), y, y_pred, training=False)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="needs the norms"):
+        model.compute_loss(None, y, y_pred, training=False)
+
+
+def test_two_outputs_may_share_the_model():
+    base = build()
+    attribute = layers.Dense(2, name="attribute")(base.get_layer("embedding").output)
+    model = MarginModel(base.input, [base.output, attribute])
+    crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss=[losses.AdaFace(), crossentropy])
+    model.fit(IMAGES, [LABELS, LABELS % 2], verbose=0)
+    assert state_of(model)["norm_std"] != 100
+
+
+def test_the_same_model_compiles_with_keras_own_losses():
+    model = build()
+    model.compile("sgd", "mse")
+    model.fit(IMAGES, np.eye(CLASSES, dtype="float32")[LABELS], verbose=0)
+    assert model.margin_state is None
+
+
+def test_clone_and_config_round_trip_keep_the_class():
+    model = build()
+    for copy in (keras.models.clone_model(model), MarginModel.from_config(model.get_config())):
+        assert isinstance(copy, MarginModel)
+        assert copy.count_params() == model.count_params()
+
+
+def test_adaface_needs_a_cosine_classifier():
+    model = build(head=layers.Dense(CLASSES))
+    with pytest.raises(ValueError, match="CosineClassifier"):
+        model.compile("sgd", losses.AdaFace())
+
+
+def test_a_nested_model_may_hold_the_classifier():
+    inner = build()
+    inputs = keras.Input((6, 6, 1))
+    model = MarginModel(inputs, inner(inputs))
+    model.compile("sgd", losses.AdaFace())
+    fit(model)
+    assert state_of(model)["norm_std"] != 100
+
+
+def test_adaptive_losses_on_a_plain_model_say_what_they_need():
+    for loss in (losses.AdaFace(), losses.CurricularFace()):
+        model = build(keras.Model)
+        model.compile("sgd", loss)
+        with pytest.raises(ValueError, match="MarginModel"):
+            fit(model)
+
+
+def test_one_adaptive_loss_at_a_time():
+    model = build()
+    model = MarginModel(model.input, [model.output, model.output])
+    with pytest.raises(ValueError, match="one adaptive margin loss"):
+        model.compile("sgd", [losses.AdaFace(), losses.CurricularFace()])

@@ -1,0 +1,223 @@
+"""What export refuses, with which words, before any conversion starts."""
+
+import importlib.util
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import IMAGE_SHAPE, NEEDS, hybrid_network, skip_without
+from keras import layers
+
+from keras_hybrid import export
+from keras_hybrid.export import preparation
+from keras_hybrid.export import report as reports
+
+EXPORTS = [("to_saved_model", "out"), ("to_litert", "out.tflite"), ("to_onnx", "out.onnx")]
+
+
+@pytest.fixture(autouse=True)
+def all_dependencies_present(monkeypatch):
+    """Arguments are refused alike wherever the converters are installed or not."""
+    found = importlib.util.find_spec
+    names = {name for needed in NEEDS.values() for name in needed}
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: object() if name in names else found(name, *rest),
+    )
+
+
+def test_importing_export_imports_no_converter():
+    program = (
+        "import sys, keras\n"
+        "before = set(sys.modules)\n"
+        "import keras_hybrid.export\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "assert not new & {'tensorflow', 'ai_edge_litert', 'jax2onnx', 'onnx', 'onnxruntime'}, new"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(("function", "name"), EXPORTS)
+def test_a_missing_dependency_is_one_sentence_with_the_command(
+    function, name, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    with pytest.raises(ImportError, match=r'pip install "keras-hybrid\[export\]"') as caught:
+        getattr(export, function)(model, tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "options", "message"),
+    [
+        ("to_litert", "out.onnx", {}, r"must end in '\.tflite'"),
+        ("to_onnx", "out", {}, r"must end in '\.onnx'"),
+        ("to_saved_model", "out.tflite", {}, "is a folder"),
+        ("to_litert", "out.tflite", {"quantization": "int4"}, "'int4'"),
+        ("to_litert", "out.tflite", {"quantization": "int8"}, "about a hundred images"),
+        ("to_litert", "out.tflite", {"input_dtype": "int8"}, "input_dtype"),
+        ("to_litert", "out.tflite", {"batch_size": 0}, "batch_size"),
+        ("to_litert", "out.tflite", {"input_dtype": "uint8", "input_range": (0, 1)}, "0, 255"),
+        ("to_onnx", "out.onnx", {"output": "logits"}, "'logits'"),
+        (
+            "to_litert",
+            "out.tflite",
+            {"quantization": "int8", "representative_data": np.zeros((2, 8, 8, 3))},
+            r"shape \(16, 20, 3\)",
+        ),
+        (
+            "to_litert",
+            "out.tflite",
+            {"input_dtype": "uint8", "representative_data": np.full((2, *IMAGE_SHAPE), -1.0)},
+            r"in \[0, 255\]",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named(function, name, options, message, model, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        getattr(export, function)(model, tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_saved_model_is_left_alone(model, tmp_path):
+    (tmp_path / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(ValueError, match="not a SavedModel"):
+        export.to_saved_model(model, tmp_path)
+    assert (tmp_path / "thesis.txt").is_file()
+
+
+def two_inputs():
+    first, second = keras.Input(IMAGE_SHAPE), keras.Input(IMAGE_SHAPE)
+    return keras.Model([first, second], layers.Add()([first, second]))
+
+
+def any_size():
+    image = keras.Input((None, None, 3))
+    return keras.Model(image, layers.Conv2D(2, 3)(image))
+
+
+def channels_first():
+    image = keras.Input((3, 8, 8))
+    return keras.Model(
+        image, layers.GlobalAveragePooling2D(data_format="channels_first", name="pool")(image)
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (two_inputs, "one input"),
+        (any_size, "fixed size"),
+        (channels_first, "'pool' has data_format='channels_first'"),
+        (keras.Sequential, "no symbolic inputs"),
+    ],
+)
+def test_a_model_that_no_format_can_take_is_refused(build, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export.to_onnx(build(), tmp_path / "out.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quantized_keras_model_is_refused(tmp_path):
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, layers.Dense(2)(image))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="before quantize"):
+        export.to_onnx(model, tmp_path / "out.onnx")
+
+
+def test_something_else_than_a_model_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"keras\.Model"):
+        export.to_onnx(3, tmp_path / "out.onnx")
+
+
+def test_reading_metadata_of_another_file_fails_with_its_name(tmp_path):
+    with pytest.raises(ValueError, match="holds no"):
+        export.read_metadata(tmp_path)
+
+
+IMAGES = np.arange(5 * 4 * 4 * 3, dtype="float64").reshape(5, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        IMAGES,
+        list(IMAGES),
+        [IMAGES[:2], IMAGES[2:]],
+        (image for image in IMAGES),
+        ((batch, np.zeros(len(batch))) for batch in (IMAGES[:3], IMAGES[3:])),
+        [keras.ops.convert_to_tensor(IMAGES)],
+    ],
+    ids=["array", "images", "batches", "generator", "labelled", "tensor"],
+)
+def test_representative_images_come_in_any_container(data):
+    images = preparation.read_images(data, (4, 4, 3))
+    assert images.dtype == "float32"
+    np.testing.assert_array_equal(images, IMAGES)
+
+
+def test_an_endless_source_of_representative_images_is_read_to_the_limit():
+    def endless():
+        while True:
+            yield np.zeros((300, 2, 2, 3), "uint8")
+
+    images = preparation.read_images(endless(), (2, 2, 3))
+    assert images.shape == (preparation.MAX_REPRESENTATIVE_IMAGES, 2, 2, 3)
+    assert images.dtype == "uint8"
+
+
+def test_an_empty_source_of_representative_images_is_refused():
+    with pytest.raises(ValueError, match="no images"):
+        preparation.read_images([], (2, 2, 3))
+
+
+def test_sample_images_are_the_same_each_time_and_fill_the_range():
+    first, second = (
+        preparation.choose_samples(None, (9, 12, 3), (-1, 1), whole_numbers=False) for _ in "ab"
+    )
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (4, 9, 12, 3) and -1 <= first.min() < -0.7 and 0.7 < first.max() <= 1
+
+
+def test_a_mixed_precision_model_is_prepared_in_float32_with_its_weights(model, tmp_path):
+    former = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = hybrid_network()
+    finally:
+        keras.config.set_dtype_policy(former)
+    mixed.set_weights(model.get_weights())
+    prepared = preparation.prepare(mixed, None, tmp_path)
+    assert {layer.compute_dtype for layer in prepared.model._flatten_layers()} == {"float32"}
+    images = np.full((2, *IMAGE_SHAPE), 100, "float32")
+    np.testing.assert_allclose(
+        prepared.predict(images)[0], model.predict(images, verbose=0), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_cosine_of_rows_handles_zeros():
+    a = np.array([[1.0, 0.0], [0.0, 0.0]])
+    assert reports.smallest_cosine([a], [a]) == 1
+    assert reports.smallest_cosine([a], [np.array([[1.0, 0.0], [0.0, 1.0]])]) == 0
+    assert reports.smallest_cosine([a[:1]], [-a[:1]]) == -1
+
+
+@pytest.mark.slow
+def test_a_layer_that_the_conversion_cannot_find_is_explained(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    skip_without(*NEEDS["to_onnx"])
+
+    class Unfindable(keras.Layer):
+        def call(self, x):
+            return x
+
+    Unfindable.__module__ = "__main__"
+    image = keras.Input((4, 4, 3))
+    with pytest.raises(export.ExportError, match=r"Unfindable(.|\n)*import_modules"):
+        export.to_onnx(keras.Model(image, Unfindable()(image)), tmp_path / "out.onnx")
+    assert not list(tmp_path.iterdir())
