@@ -225,7 +225,7 @@ def _raw_embedder(embedder: object) -> object:
     """Return the part of a model up to its layer ``embedding``, or the embedder itself."""
     if not _has_embedding_layer(embedder):
         return embedder
-    return keras.Model(embedder.inputs, embedder.get_layer("embedding").output)
+    return keras.Model(embedder.input, embedder.get_layer("embedding").output)
 
 
 def _forward_function(model: object) -> Callable[[np.ndarray], np.ndarray]:

@@ -66,11 +66,13 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
             linewidth=1.8,
             label=f"{name}  (AUC {result.auc:.4f})",
         )
-    chance = np.geomspace(left, 1, 200)
-    axes.plot(chance, chance, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)), label="chance")
+    if lowest < 0.5:
+        chance = np.geomspace(left, 1, 200)
+        axes.plot(chance, chance, color=GREY, linewidth=0.8, linestyle=(0, (1, 3)), label="chance")
     axes.set_xscale("log")
     axes.set_xlim(left, 1)
-    axes.set_ylim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.005)
+    span = min(1.0, max(0.02, 1.3 * (1 - lowest)))
+    axes.set_ylim(1 - span, 1 + 0.01 * span)
     axes.set_xlabel("False accept rate")
     axes.set_ylabel("True accept rate")
     axes.grid(which="major", alpha=0.35)
@@ -120,7 +122,7 @@ def plot_scores(result: VerificationResult, path: str | Path) -> Path:
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="best", frameon=True, framealpha=0.9)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return _save(figure, path)
 
 

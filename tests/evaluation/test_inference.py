@@ -1,0 +1,195 @@
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import pytest
+
+from keras_hybrid import evaluation
+
+
+def small_classifier():
+    """Build image → raw 'embedding' → 'predictions', not symmetric under mirroring."""
+    keras.utils.set_random_seed(7)
+    inputs = keras.Input((8, 6, 3))
+    features = keras.layers.Rescaling(1 / 255)(inputs)
+    features = keras.layers.Conv2D(4, 3, strides=2)(features)
+    embedding = keras.layers.Dense(5, name="embedding")(keras.layers.Flatten()(features))
+    outputs = keras.layers.Dense(3, activation="softmax", name="predictions")(embedding)
+    return keras.Model(inputs, outputs, name="small")
+
+
+def images(count=5, shape=(8, 6, 3), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype("uint8")
+
+
+def raw_embeddings(model, x):
+    part = keras.Model(model.input, model.get_layer("embedding").output)
+    return keras.ops.convert_to_numpy(part(x.astype("float32")))
+
+
+def test_embed_gives_unit_float32_rows_and_the_raw_lengths():
+    model, x = small_classifier(), images()
+    raw = raw_embeddings(model, x)
+    for batch_size in (2, 64):
+        embeddings, norms = evaluation.embed(model, x, batch_size=batch_size)
+        assert embeddings.dtype == norms.dtype == np.float32
+        lengths = np.linalg.norm(raw, axis=1)
+        np.testing.assert_allclose(norms, lengths, rtol=1e-5)
+        np.testing.assert_allclose(embeddings, raw / lengths[:, None], atol=1e-6)
+    np.testing.assert_allclose(evaluation.embedding_norms(model, x), lengths, rtol=1e-5)
+
+
+def test_flip_sums_or_concatenates_the_raw_embeddings():
+    model, x = small_classifier(), images()
+    views = raw_embeddings(model, x), raw_embeddings(model, x[:, :, ::-1])
+    lengths = np.mean([np.linalg.norm(view, axis=1) for view in views], axis=0)
+    for mode, expected in (("sum", views[0] + views[1]), ("concatenate", np.hstack(views))):
+        embeddings, norms = evaluation.embed(model, x, flip=True, flip_mode=mode)
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+        np.testing.assert_allclose(norms, lengths, rtol=1e-5)
+
+
+def test_flipped_embedding_is_the_same_for_an_image_and_its_mirror():
+    model, x = small_classifier(), images()
+    embeddings, _ = evaluation.embed(model, x, flip=True)
+    mirrored, _ = evaluation.embed(model, x[:, :, ::-1], flip=True)
+    np.testing.assert_allclose(embeddings, mirrored, atol=1e-6)
+
+
+def test_a_plain_callable_may_embed():
+    x = images(3)
+    embeddings, norms = evaluation.embed(lambda batch: batch.mean(axis=(1, 2)), x, batch_size=2)
+    means = x.mean(axis=(1, 2))
+    np.testing.assert_allclose(norms, np.linalg.norm(means, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(embeddings * norms[:, None], means, rtol=1e-4)
+
+
+def test_embed_equals_the_embedding_model():
+    applications = pytest.importorskip("keras_hybrid.applications")
+    if not hasattr(applications, "embedding_model"):
+        pytest.skip("keras_hybrid.applications.embedding_model is not there")
+    model, x = small_classifier(), images()
+    embedder = applications.embedding_model(model)
+    embeddings, _ = evaluation.embed(model, x)
+    again, _ = evaluation.embed(embedder, x)
+    np.testing.assert_allclose(embeddings, embedder.predict(x, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(embeddings, again, atol=1e-5)
+
+
+def test_bad_arguments_to_embed_are_named():
+    model, x = small_classifier(), images()
+    with pytest.raises(ValueError, match="shape"):
+        evaluation.embed(model, x[0])
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluation.embed(model, x[:0])
+    with pytest.raises(ValueError, match="batch_size"):
+        evaluation.embed(model, x, batch_size=0)
+    with pytest.raises(ValueError, match="flip_mode must be one of sum, concatenate"):
+        evaluation.embed(model, x, flip_mode="mean")
+    with pytest.raises(ValueError, match="callable"):
+        evaluation.embed("model.keras", x)
+    with pytest.raises(ValueError, match="pooling"):
+        evaluation.embed(lambda batch: batch, x)
+    headless = keras.Sequential([keras.Input((8, 6, 3)), keras.layers.GlobalMaxPooling2D()])
+    with pytest.raises(ValueError, match="no layer named 'embedding'"):
+        evaluation.embedding_norms(headless, x)
+    twins = [keras.Input((8, 6, 3)), keras.Input((5, 2))]
+    flat = keras.layers.Concatenate()([keras.layers.Flatten()(twin) for twin in twins])
+    with pytest.raises(ValueError, match="2 inputs"):
+        evaluation.embed(keras.Model(twins, flat), x)
+
+
+def test_predict_averages_over_the_mirror():
+    model, x = small_classifier(), images()
+    plain = evaluation.predict(model, x, batch_size=2)
+    np.testing.assert_allclose(plain, model.predict(x, verbose=0), atol=1e-6)
+    mirrored = evaluation.predict(model, x[:, :, ::-1])
+    flipped = evaluation.predict(model, x, flip=True)
+    np.testing.assert_allclose(flipped, (plain + mirrored) / 2, atol=1e-6)
+
+
+def test_evaluate_classifier_counts_the_models_own_predictions():
+    model, x = small_classifier(), images(9)
+    labels = model.predict(x, verbose=0).argmax(axis=1)
+    assert evaluation.evaluate_classifier(model, x, labels, batch_size=4).top1 == 1
+    wrong = (labels + 1) % 3
+    result = evaluation.evaluate_classifier(model, x, wrong, class_names=["a", "b", "c"])
+    assert result.top1 == 0
+    assert result.top5 == 1
+    assert sum(mistake.count for mistake in result.most_confused()) == 9
+
+
+@dataclass
+class FakePairs:
+    """The part of keras_hybrid.data.PairList that evaluate_pairs uses."""
+
+    photographs: dict
+    left: list
+    right: list
+    same: np.ndarray
+    fold: np.ndarray
+    reads: list
+
+    def read(self, name):
+        self.reads.append(name)
+        return self.photographs[name]
+
+
+def fake_pairs(shape=(8, 6, 3)):
+    photographs = dict(zip("abcdef", images(6, shape), strict=True))
+    return FakePairs(
+        photographs,
+        left=list("aabbccdd"),
+        right=list("abbccdef"),
+        same=np.array([1, 0, 1, 0, 1, 0, 1, 0], bool),
+        fold=np.array([0, 0, 1, 1, 2, 2, 3, 3]),
+        reads=[],
+    )
+
+
+def test_evaluate_pairs_reads_each_image_once_and_equals_verify():
+    model, pairs = small_classifier(), fake_pairs()
+    result = evaluation.evaluate_pairs(model, pairs, batch_size=4, flip=True)
+    assert sorted(pairs.reads) == list("abcdef")
+    x = np.stack(list(pairs.photographs.values()))
+    embeddings, norms = evaluation.embed(model, x, flip=True)
+    rows = {name: row for row, name in enumerate(pairs.photographs)}
+    expected = evaluation.verify(
+        embeddings[[rows[name] for name in pairs.left]],
+        embeddings[[rows[name] for name in pairs.right]],
+        pairs.same,
+        pairs.fold,
+    )
+    np.testing.assert_allclose(result.scores, expected.scores, atol=1e-6)
+    assert len(result.fold_accuracies) == 4
+    assert result.xnorm == pytest.approx(norms.mean(), rel=1e-5)
+
+
+def test_evaluate_pairs_resizes_to_the_models_input_or_the_size_given():
+    pytest.importorskip("PIL")
+    pairs = fake_pairs((20, 12, 3))
+    evaluation.evaluate_pairs(small_classifier(), pairs)
+    seen = []
+
+    def embedder(batch):
+        seen.append(batch.shape)
+        return batch.mean(axis=(1, 2)) - 100
+
+    evaluation.evaluate_pairs(embedder, pairs)
+    evaluation.evaluate_pairs(embedder, pairs, image_size=10)
+    evaluation.evaluate_pairs(embedder, pairs, image_size=(4, 5), folds=2)
+    assert seen == [(6, 20, 12, 3), (6, 10, 10, 3), (6, 4, 5, 3)]
+
+
+def test_evaluate_pairs_refuses_images_of_several_sizes_without_a_size():
+    pairs = fake_pairs()
+    pairs.photographs["b"] = images(1, (9, 9, 3))[0]
+    with pytest.raises(ValueError, match="image_size"):
+        evaluation.evaluate_pairs(lambda batch: batch.mean(axis=(1, 2)), pairs)
+
+
+def test_evaluate_pairs_refuses_an_empty_list():
+    pairs = FakePairs({}, [], [], np.array([], bool), np.array([], int), [])
+    with pytest.raises(ValueError, match="empty"):
+        evaluation.evaluate_pairs(small_classifier(), pairs)

@@ -1,0 +1,113 @@
+import sys
+
+import numpy as np
+import pytest
+
+from keras_hybrid import evaluation
+from keras_hybrid.evaluation.plots import read_history
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+HISTORY = {
+    "accuracy": [0.1, 0.5, 0.7],
+    "loss": [9.0, 4.0, 2.0],
+    "val_loss": [8.0, 5.0, 4.0],
+    "val_accuracy": [0.1, 0.4, 0.5],
+    "learning_rate": [1e-3, 5e-4, 1e-4],
+}
+
+
+def verification_result(pairs=60, seed=0):
+    rng = np.random.default_rng(seed)
+    same = np.arange(pairs) % 2 == 0
+    return evaluation.verify_scores(rng.normal(same * 0.4, 0.2), same)
+
+
+def assert_is_a_drawing(path):
+    data = path.read_bytes()
+    assert data.startswith(PNG_SIGNATURE)
+    image = pytest.importorskip("PIL.Image").open(path).convert("L")
+    pixels = np.asarray(image)
+    assert min(pixels.shape) > 300
+    assert 0.005 < np.mean(pixels < 200) < 0.9
+
+
+@pytest.fixture(autouse=True)
+def _needs_matplotlib():
+    pytest.importorskip("matplotlib")
+
+
+def test_roc_plot(tmp_path):
+    results = {f"model {seed}": verification_result(seed=seed) for seed in range(2)}
+    path = evaluation.plot_roc(results, tmp_path / "new folder" / "roc.png")
+    assert path == tmp_path / "new folder" / "roc.png"
+    assert_is_a_drawing(path)
+
+
+def test_roc_plot_of_a_perfect_model_and_of_nothing(tmp_path):
+    perfect = evaluation.verify_scores([0.9, 0.1], [True, False], folds=1)
+    assert_is_a_drawing(evaluation.plot_roc({"perfect": perfect}, tmp_path / "roc.png"))
+    with pytest.raises(ValueError, match="empty"):
+        evaluation.plot_roc({}, tmp_path / "none.png")
+
+
+def test_score_plot_also_of_collapsed_scores(tmp_path):
+    assert_is_a_drawing(evaluation.plot_scores(verification_result(), tmp_path / "scores.png"))
+    flat = evaluation.verify_scores([0.5] * 4, [1, 0, 1, 0], folds=1)
+    assert_is_a_drawing(evaluation.plot_scores(flat, str(tmp_path / "flat.png")))
+
+
+def test_history_plot_from_a_dict_and_a_csv_file(tmp_path):
+    assert_is_a_drawing(evaluation.plot_history(HISTORY, tmp_path / "history.png"))
+    table = tmp_path / "log.csv"
+    table.write_text("epoch,accuracy,loss,val_loss\n0,0.1,9,8\n1,0.5,4,\n")
+    assert_is_a_drawing(evaluation.plot_history(table, tmp_path / "csv.png"))
+
+
+def test_histories_are_sorted_into_panels(tmp_path):
+    epochs, panels = read_history(HISTORY)
+    assert epochs.tolist() == [1, 2, 3]
+    assert list(panels) == ["loss", "accuracy", "learning_rate"]
+    assert list(panels["loss"]) == ["training", "validation"]
+    table = tmp_path / "log.csv"
+    table.write_text("epoch,note,loss,val_loss\n3,x,9,8\n4,y,4,\n")
+    epochs, panels = read_history(table)
+    assert epochs.tolist() == [3, 4]
+    assert list(panels) == ["loss"]
+    np.testing.assert_array_equal(panels["loss"]["validation"], [8, np.nan])
+    for empty in ({}, {"epoch": [0]}, {"note": ["x"]}):
+        with pytest.raises(ValueError, match="no curves"):
+            read_history(empty)
+
+
+@pytest.mark.parametrize("classes", [2, 12, 50])
+def test_confusion_plot(tmp_path, classes):
+    matrix = np.eye(classes, dtype=int) * 5 + np.arange(classes)
+    assert_is_a_drawing(evaluation.plot_confusion(matrix, tmp_path / "shares.png"))
+    result = evaluation.classification_report(
+        np.arange(classes), np.eye(classes), [f"${index}" for index in range(classes)]
+    )
+    path = evaluation.plot_confusion(result, tmp_path / "counts.png", normalize=False)
+    assert_is_a_drawing(path)
+
+
+def test_confusion_plot_refuses_names_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="2 names"):
+        evaluation.plot_confusion(np.eye(3), tmp_path / "x.png", class_names=["a", "b"])
+
+
+def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
+    for module in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"keras-hybrid\[plot\]"):
+        evaluation.plot_history(HISTORY, tmp_path / "history.png")
+
+
+def test_missing_pillow_names_the_extra(monkeypatch):
+    from keras_hybrid.evaluation.inference import resize_image
+
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    image = np.zeros((4, 4, 3), "uint8")
+    assert resize_image(image, (4, 4)) is image
+    with pytest.raises(ImportError, match=r"keras-hybrid\[face\]"):
+        resize_image(image, (2, 2))
