@@ -20,8 +20,11 @@ def value_and_gradient(function, x):
     elif backend == "jax":
         import jax
 
-        value = function(jax.numpy.asarray(x))
-        gradient = jax.grad(lambda x: keras.ops.sum(function(x)))(jax.numpy.asarray(x))
+        def total_and_value(x):
+            value = function(x)
+            return keras.ops.sum(value), value
+
+        gradient, value = jax.grad(total_and_value, has_aux=True)(jax.numpy.asarray(x))
     else:
         x = keras.ops.convert_to_tensor(x).detach().clone().requires_grad_(True)
         value = function(x)

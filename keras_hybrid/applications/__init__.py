@@ -3,6 +3,7 @@
 from keras_hybrid.applications.base import embedding_model
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
 from keras_hybrid.applications.facerec import FaceRec
+from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
@@ -11,6 +12,7 @@ __all__ = [
     "CCT",
     "CVT",
     "FaceRec",
+    "FaceRecSmall",
     "MarginModel",
     "ModelInfo",
     "ViT",

@@ -1,7 +1,7 @@
 """What every family's builder shares: its input, its head, its weights and its embedding model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -81,13 +81,15 @@ def image_input(
     return inputs, keras.layers.Rescaling(scale, offset, name="preprocessing")(inputs)
 
 
-def mlp(x, width: int, *, dropout: float, name: str, activation="gelu"):
-    """Two Dense layers with an activation between, as in a transformer block."""
+def mlp(x, width: int, *, dropout: float, name: str, transform=None):
+    """Two Dense layers with a GELU between, and ``transform`` of the hidden tokens before it."""
     channels = x.shape[-1]
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
     x = keras.layers.Dense(width, kernel_initializer=initializer, name=f"{name}_dense1")(x)
-    # Keras's "gelu" is the exact (erf) form.
-    x = keras.layers.Activation(activation, name=f"{name}_activation")(x)
+    if transform is not None:
+        x = transform(x)
+    # By name, Keras's GELU is the exact (erf) form.
+    x = keras.layers.Activation("gelu", name=f"{name}_gelu")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout1")(x)
     x = keras.layers.Dense(channels, kernel_initializer=initializer, name=f"{name}_dense2")(x)
@@ -108,6 +110,7 @@ def transformer_block(
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
     drop_path: float = 0.0,
+    mlp_transform: Callable | None = None,
 ):
     """A pre-norm encoder block: x + MHSA(LN x), then x + MLP(LN x).
 
@@ -122,6 +125,7 @@ def transformer_block(
         dropout: Rate after both projections.
         attention_dropout: Rate on the attention map.
         drop_path: Rate on both branches.
+        mlp_transform: Optional function of the MLP's hidden tokens, applied before the GELU.
     """
     y = keras.layers.LayerNormalization(epsilon=epsilon, name=f"{name}_norm1")(x)
     attention = MultiHeadSelfAttention(
@@ -134,7 +138,7 @@ def transformer_block(
     y = attention(y) if attention_bias is None else attention(y, attention_bias=attention_bias)
     x = add_branch(x, y, drop_path, f"{name}_attention")
     y = keras.layers.LayerNormalization(epsilon=epsilon, name=f"{name}_norm2")(x)
-    y = mlp(y, mlp_width, dropout=dropout, name=f"{name}_mlp")
+    y = mlp(y, mlp_width, dropout=dropout, transform=mlp_transform, name=f"{name}_mlp")
     return add_branch(x, y, drop_path, f"{name}_mlp")
 
 
@@ -204,16 +208,18 @@ def build_model(
                 kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
                 name="embedding_projection",
             )(x)
-            x = keras.layers.BatchNormalization(
-                epsilon=1e-5, momentum=0.9, name="embedding_norm"
-            )(x)
+            x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name="embedding_norm")(
+                x
+            )
         # Float32 whatever the policy: cosines and norms of half-precision vectors lose digits.
         x = keras.layers.Activation("linear", dtype="float32", name="embedding")(x)
     if not include_top:
         if pooling in ("avg", "max"):
             rank = len(features.shape) - 2
             kind = "Average" if pooling == "avg" else "Max"
-            x = getattr(keras.layers, f"Global{kind}Pooling{rank}D")(name=f"{pooling}_pool")(features)
+            x = getattr(keras.layers, f"Global{kind}Pooling{rank}D")(name=f"{pooling}_pool")(
+                features
+            )
         elif pooling is None:
             x = features
         model = keras.Model(root, x, name=name)
@@ -226,9 +232,9 @@ def build_model(
                     "classifier_activation must be None for classifier='cosine', whose output is "
                     f"cosθ; got {classifier_activation!r}."
                 )
-            x = CosineClassifier(
-                classes, centers_per_class=centers_per_class, name="predictions"
-            )(x)
+            x = CosineClassifier(classes, centers_per_class=centers_per_class, name="predictions")(
+                x
+            )
         else:
             x = keras.layers.Dense(
                 classes,
@@ -271,4 +277,3 @@ def embedding_model(model: keras.Model) -> keras.Model:
     x = model.get_layer("embedding").output
     x = keras.layers.UnitNormalization(axis=-1, dtype="float32", name="unit_embedding")(x)
     return keras.Model(model.inputs, x, name=f"{model.name}_embedding")
-

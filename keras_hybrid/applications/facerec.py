@@ -16,7 +16,7 @@ The paper leaves much open and no code was published. Our reading, each a keywor
 - Pre-norm blocks, biases everywhere, exact GELU: the vision transformer's defaults.
 - Inputs are scaled to [−1, 1]; the paper does not say.
 
-``FaceRecSmall`` is ours: the same idea at a size for phones. See its docstring.
+The same idea at a size for phones is in ``facerec_small``.
 """
 
 from collections.abc import Sequence
@@ -26,26 +26,26 @@ from keras import ops
 
 from keras_hybrid.applications.base import build_model, image_input, transformer_block
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import SinusoidalPositionEmbedding
 from keras_hybrid.layers.tokens import ImageToPatches
 
-__all__ = ["FaceRec", "PatchConvolutionalAttention"]
+__all__ = ["FaceRec", "PatchConvolutions"]
 
 PAPER = "FaceRec (convolutional attention weights for vision transformers, ArcFace)"
 EPSILON = 1e-5
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class PatchConvolutionalAttention(keras.layers.Layer):
-    """Attention logits between patches from a small CNN that sees each patch alone.
+class PatchConvolutions(keras.layers.Layer):
+    """A small CNN that sees each patch alone, with the same weights for all patches.
 
-    Blocks of [convolution ``same``, ReLU, max pooling 2], global average pooling, then
-    ``C = Q Kᵀ / √(width / num_heads)`` for each head (FaceRec, section 3).
+    Blocks of [convolution ``same``, ReLU, max pooling 2], then global average pooling (FaceRec,
+    section 3, "ConvEmbedding").
 
     Args:
         patch_size: Side of a patch in pixels, at least 2^len(channels).
-        num_heads: Number of heads; divides the last of ``channels``.
         channels: Widths of the convolution blocks.
         kernel_size: Of every convolution. An even kernel pads more at the bottom and right.
 
@@ -53,34 +53,27 @@ class PatchConvolutionalAttention(keras.layers.Layer):
         inputs: Flattened patches, shape (batch, patches, patch_size² · image channels).
 
     Returns:
-        Logits of shape (batch, num_heads, patches, patches).
+        Tensor of shape (batch, patches, channels[-1]).
 
     Raises:
-        ValueError: If the heads do not divide the width or the patch is too small to be halved
-            once for every block.
+        ValueError: If the patch is too small to be halved once for every block.
     """
 
     def __init__(
         self,
         patch_size: int,
-        num_heads: int,
         channels: Sequence[int] = (256, 256, 256),
         kernel_size: int = 2,
         **kwargs,
     ):
         super().__init__(**kwargs)
         channels = tuple(channels)
-        if not channels or channels[-1] % num_heads:
+        if not channels or patch_size < 2 ** len(channels):
             raise ValueError(
-                f"num_heads={num_heads} must divide the last of channels={channels}."
-            )
-        if patch_size < 2 ** len(channels):
-            raise ValueError(
-                f"patch_size={patch_size} cannot be halved by {len(channels)} blocks; use at least "
-                f"{2 ** len(channels)} or fewer channels."
+                f"patch_size={patch_size} must be at least 2 to the number of convolution blocks, "
+                f"and there must be one; got channels={channels}."
             )
         self.patch_size = patch_size
-        self.num_heads = num_heads
         self.channels = channels
         self.kernel_size = kernel_size
 
@@ -101,42 +94,20 @@ class PatchConvolutionalAttention(keras.layers.Layer):
             convolution.build(shape)
             shape = (None, shape[1] // 2, shape[2] // 2, width)
             self.convolutions.append(convolution)
-        self.query, self.key = (
-            keras.layers.Dense(
-                width,
-                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
-                dtype=self.dtype_policy,
-                name=name,
-            )
-            for name in ("query", "key")
-        )
-        self.query.build((None, None, width))
-        self.key.build((None, None, width))
 
     def call(self, inputs):
-        patches, width = inputs.shape[1], self.channels[-1]
-        head_dim = width // self.num_heads
         x = ops.reshape(inputs, (-1, self.patch_size, self.patch_size, self.image_channels))
         for convolution in self.convolutions:
             x = ops.max_pool(convolution(x), 2, strides=2)
-        x = ops.reshape(ops.mean(x, axis=(1, 2)), (-1, patches, width))
-
-        def split_heads(x):
-            return ops.transpose(
-                ops.reshape(x, (-1, patches, self.num_heads, head_dim)), (0, 2, 1, 3)
-            )
-
-        query, key = split_heads(self.query(x) * head_dim**-0.5), split_heads(self.key(x))
-        return ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+        return ops.reshape(ops.mean(x, axis=(1, 2)), (-1, inputs.shape[1], self.channels[-1]))
 
     def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.num_heads, input_shape[1], input_shape[1])
+        return (*input_shape[:2], self.channels[-1])
 
     def get_config(self):
         return {
             **super().get_config(),
             "patch_size": self.patch_size,
-            "num_heads": self.num_heads,
             "channels": self.channels,
             "kernel_size": self.kernel_size,
         }
@@ -215,13 +186,13 @@ def FaceRec(
     patches = ImageToPatches(patch_size, name="patches")(x)
     logits = None
     if convolutional_attention:
-        logits = PatchConvolutionalAttention(
+        features = PatchConvolutions(
             patch_size,
-            num_heads,
             channels=conv_channels or (conv_dim,) * 3,
             kernel_size=conv_kernel_size,
-            name="convolutional_attention",
+            name="patch_convolutions",
         )(patches)
+        logits = ConvolutionalAttention(num_heads, name="convolutional_attention")(features)
     x = keras.layers.Dense(
         dim,
         kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),

@@ -94,12 +94,11 @@ class MarginModel(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Compute the total loss as `keras.Model.compute_loss` does."""
-        supply = contextlib.nullcontext()
-        if self._adaptive is not None:
-            loss = self._adaptive.loss
-            norms = self._embedding_norms(x) if loss.needs_norms else None
-            supply = loss.supplied(self._adaptive.state, norms, training)
-        with supply:
+        if self._adaptive is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        loss = self._adaptive.loss
+        norms = self._embedding_norms(x) if loss.needs_norms else None
+        with loss.supplied(self._adaptive.state, norms, training):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def _recording(self):

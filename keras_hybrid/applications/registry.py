@@ -12,7 +12,7 @@ import keras
 __all__ = ["ModelInfo", "create_model", "list_models", "model_info", "register_model"]
 
 # Importing a family's module registers its models.
-_FAMILIES = ("cct", "facerec", "vit")
+_FAMILIES = ("cct", "facerec", "facerec_small", "vit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,5 +117,7 @@ def _check(name: str) -> None:
     _load_families()
     if name not in _INFOS:
         near = difflib.get_close_matches(name, _INFOS, n=3, cutoff=0.4)
-        hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(sorted(_INFOS))}."
+        hint = (
+            f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(sorted(_INFOS))}."
+        )
         raise ValueError(f"No model is named {name!r}. {hint}")

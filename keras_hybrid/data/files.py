@@ -254,6 +254,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 

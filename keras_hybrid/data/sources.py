@@ -232,7 +232,7 @@ def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.
     ]
     if others:
         _LOGGER.warning(
-            "%s: %d files skipped, no images in an identity's folder: %s",
+            "%s: %d file(s) skipped, no images in an identity's folder: %s",
             files.root,
             len(others),
             some(others),

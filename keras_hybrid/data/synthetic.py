@@ -157,9 +157,9 @@ def _render(who: dict[str, np.ndarray], draws: _Draws, size: int, noise: np.ndar
     soft = 3.0 / size
 
     # Pose: the head turns by yaw and pitch, the camera adds roll, scale and shift.
-    yaw, pitch = draws.between(-0.50, 0.50), draws.between(-0.30, 0.30)
-    roll, scale = draws.between(-0.16, 0.16), draws.between(0.76, 0.98)
-    u, v = image_u - draws.between(-0.22, 0.22), image_v - draws.between(-0.20, 0.20)
+    yaw, pitch = draws.between(-0.42, 0.42), draws.between(-0.26, 0.26)
+    roll, scale = draws.between(-0.16, 0.16), draws.between(0.74, 1.00)
+    u, v = image_u - draws.between(-0.27, 0.27), image_v - draws.between(-0.25, 0.25)
     u, v = (
         (u * np.cos(roll) + v * np.sin(roll)) * scale,
         (v * np.cos(roll) - u * np.sin(roll)) * scale,
@@ -316,24 +316,24 @@ def _render(who: dict[str, np.ndarray], draws: _Draws, size: int, noise: np.ndar
     slab = np.maximum(
         np.abs(slab_u) - draws.between(0.1, 0.3), np.abs(slab_v) - draws.between(0.1, 0.3)
     )
-    _paint(canvas, draws.colour(), _cover(slab, soft) * draws.chance(0.2))
+    _paint(canvas, draws.colour(), _cover(slab, soft) * draws.chance(0.15))
 
     # Light: from one side, of some strength and colour; then the camera's contrast, blur, noise.
     angle, strength = draws.between(0, 2 * np.pi), draws.between(0.0, 0.65)
     light = 1 + strength * (image_u * np.cos(angle) + image_v * np.sin(angle))
-    cast = draws.colour(0.80, 1.20) * draws.between(0.60, 1.25)[:, None]
+    cast = draws.colour(0.85, 1.15) * draws.between(0.65, 1.25)[:, None]
     canvas *= light[:, None] * cast
     canvas = (
         (canvas - 0.5) * draws.between(0.65, 1.15)[:, None]
         + 0.5
         + draws.between(-0.08, 0.08)[:, None]
     )
-    blur = (draws.unit() * draws.chance(0.5))[:, None] / 3
+    blur = (draws.unit() * draws.chance(0.35))[:, None] / 3
     padded = np.pad(canvas, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge")
     canvas = canvas + blur * (padded[:, :, 2:] + padded[:, :, :-2] - 2 * canvas)
     padded = np.pad(canvas, ((0, 0), (0, 0), (0, 0), (1, 1)), mode="edge")
     canvas = canvas + blur * (padded[..., 2:] + padded[..., :-2] - 2 * canvas)
-    canvas += noise * draws.between(0.004, 0.035)[:, None]
+    canvas += noise * draws.between(0.004, 0.025)[:, None]
     pixels = np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 

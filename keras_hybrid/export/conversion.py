@@ -22,6 +22,7 @@ import keras
 import numpy as np
 
 from keras_hybrid.export.metadata import METADATA_NAME, SAVED_MODEL_METADATA
+from keras_hybrid.export.onnx_graph import make_pooling_spatial
 from keras_hybrid.export.preparation import IMAGE
 from keras_hybrid.export.process import ExportError
 
@@ -37,11 +38,10 @@ def main(job_file: str, answer_file: str) -> int:
     try:
         answer = convert(job, load(job))
         status = 0
+    except ExportError as error:
+        answer, status = {"error": str(error)}, 1
     except Exception as error:
-        answer = {"error": _describe(error)}
-        status = 1
-        if not isinstance(error, ExportError):
-            sys.excepthook(*sys.exc_info())
+        answer, status = {"error": _describe(error)}, 1
     Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
     return status
 
@@ -57,12 +57,13 @@ def load(job: dict[str, Any]) -> keras.Model:
         # The exporting process loaded or built this very model: its code is trusted already.
         return keras.saving.load_model(job["model"], compile=False, safe_mode=False)
     except (TypeError, ValueError) as error:
-        if "Could not locate" not in str(error):
+        missing = re.search(r"Could not locate (?:class|function) '([^']+)'", str(error))
+        if missing is None:
             raise
-        what = str(error).splitlines()[0]
         raise ExportError(
-            f"{what} Define it in a module that can be imported, not in a script or notebook, "
-            "and name that module in import_modules=[...] if it is not found by itself."
+            f"{missing[1]} cannot be found in the process that converts. Define it in a module "
+            "that can be imported, not in a script or notebook, and name that module in "
+            "import_modules=[...] if it is not found by itself."
         ) from error
 
 
@@ -155,6 +156,7 @@ def to_onnx(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
         input_names=[IMAGE],
         output_names=job["output_names"],
     )
+    make_pooling_spatial(graph)
     graph.metadata_props.add(key=METADATA_NAME, value=job["metadata"])
     onnx.save(graph, job["target"])
     onnx.checker.check_model(job["target"], full_check=True)

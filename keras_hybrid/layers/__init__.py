@@ -1,6 +1,7 @@
 """Building blocks that two or more families share, and the margin heads."""
 
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import (
@@ -14,6 +15,7 @@ from keras_hybrid.layers.tokens import ClassToken, ImageToPatches
 __all__ = [
     "ArcFace",
     "ClassToken",
+    "ConvolutionalAttention",
     "CosFace",
     "CosineClassifier",
     "DropPath",

@@ -7,8 +7,8 @@ labels as a second input and put out logits for plain softmax cross-entropy.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -18,7 +18,14 @@ from keras_hybrid.losses.margin import _check_margins, apply_margin
 
 __all__ = ["ArcFace", "CosFace", "CosineClassifier", "record_embedding_norms"]
 
-_recording: ContextVar[list | None] = ContextVar("keras_hybrid_embedding_norms", default=None)
+
+class _Recording(threading.local):
+    """What is being recorded; each replica of a mirrored strategy runs in a thread of its own."""
+
+    norms: list | None = None
+
+
+_recording = _Recording()
 
 # Smallest squared norm that is still divided by: the gradient stays finite at a zero vector.
 _MIN_SQUARED_NORM = 1e-12
@@ -35,17 +42,16 @@ def record_embedding_norms() -> Iterator[list]:
     Yields:
         The list.
     """
-    norms: list = []
-    token = _recording.set(norms)
+    outer, _recording.norms = _recording.norms, []
     try:
-        yield norms
+        yield _recording.norms
     finally:
-        _recording.reset(token)
+        _recording.norms = outer
 
 
 def recorded_embedding_norms() -> list | None:
     """Return the list of the innermost `record_embedding_norms`, or None outside of any."""
-    return _recording.get()
+    return _recording.norms
 
 
 class _CosineHead(keras.layers.Layer):
@@ -98,7 +104,7 @@ class _CosineHead(keras.layers.Layer):
         if self.centers_per_class > 1:
             centers = ops.reshape(centers, (-1, centers.shape[-1]))
         squared_norm = ops.sum(ops.square(embedding), axis=-1, keepdims=True)
-        norms = _recording.get()
+        norms = _recording.norms
         if norms is not None:
             norms.append(ops.stop_gradient(ops.sqrt(ops.squeeze(squared_norm, axis=-1))))
         embedding = embedding * ops.rsqrt(ops.maximum(squared_norm, _MIN_SQUARED_NORM))

@@ -26,9 +26,8 @@ product bounded.
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -570,7 +569,8 @@ class MarginState(keras.metrics.Metric):
 
     def result(self) -> dict[str, Any]:
         """Return the values for the logs."""
-        return self.read()
+        # Copies: JAX's next training step takes the variables' own buffers away.
+        return {key: value + 0.0 for key, value in self.read().items()}
 
     def save_own_variables(self, store) -> None:
         """Save the values by name."""
@@ -584,16 +584,18 @@ class MarginState(keras.metrics.Metric):
                 value.assign(store[key][()])
 
 
-@dataclass(frozen=True)
-class _Supply:
-    """What a training or evaluation step gives to its adaptive loss."""
+class _Supply(threading.local):
+    """What a training or evaluation step gives to its adaptive loss.
 
-    state: MarginState
-    norms: Any
-    training: bool
+    Each replica of a mirrored strategy runs in a thread of its own.
+    """
+
+    state: MarginState | None = None
+    norms: Any = None
+    training: bool = False
 
 
-_supply: ContextVar[_Supply | None] = ContextVar("keras_hybrid_margin_supply", default=None)
+_supply = _Supply()
 
 
 class AdaptiveMarginLoss(_MarginSoftmax):
@@ -628,16 +630,16 @@ class AdaptiveMarginLoss(_MarginSoftmax):
             norms: Norms of the embeddings, shape (batch,), if the loss needs them.
             training: Whether to update the state.
         """
-        token = _supply.set(_Supply(state, norms, training))
+        outer = _supply.state, _supply.norms, _supply.training
+        _supply.state, _supply.norms, _supply.training = state, norms, training
         try:
             yield
         finally:
-            _supply.reset(token)
+            _supply.state, _supply.norms, _supply.training = outer
 
     def call(self, y_true, y_pred):
         """Return the loss per sample, shape (batch,)."""
-        supply = _supply.get()
-        if supply is None:
+        if _supply.state is None:
             raise ValueError(
                 f"{type(self).__name__} keeps state from batch to batch"
                 f"{' and needs the norms of the embeddings' if self.needs_norms else ''}, which a "
@@ -645,11 +647,11 @@ class AdaptiveMarginLoss(_MarginSoftmax):
                 "`keras_hybrid.applications.MarginModel` (what all builders return), or use its "
                 "`next_state` and `logits`."
             )
-        state = supply.state.read()
-        if supply.training:
-            state = self.next_state(state, y_pred, y_true, supply.norms)
-            supply.state.update_state(state)
-        logits = self.logits(y_pred, y_true, state, supply.norms)
+        state, norms = _supply.state.read(), _supply.norms
+        if _supply.training:
+            state = self.next_state(state, y_pred, y_true, norms)
+            _supply.state.update_state(state)
+        logits = self.logits(y_pred, y_true, state, norms)
         return _cross_entropy(logits, _Labels(y_true, y_pred), self.label_smoothing)
 
     def _check_norms(self, norms):

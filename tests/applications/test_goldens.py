@@ -18,9 +18,7 @@ def _assign_dense(model, name, weights, prefix):
 
 
 def _depth(model):
-    return sum(layer.name.endswith("_attention") for layer in model.layers) - sum(
-        layer.name == "convolutional_attention" for layer in model.layers
-    )
+    return sum(isinstance(x, kh.layers.MultiHeadSelfAttention) for x in model.layers)
 
 
 def load_compact(model, weights):
@@ -73,9 +71,10 @@ def load_vit(model, weights):
 
 def load_facerec(model, weights):
     _assign_dense(model, "patch_embedding", weights, "emb")
-    branch = [f"conv.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")]
-    branch += [f"{name}.{kind}" for name in ("wq", "wk") for kind in ("weight", "bias")]
-    assign(model.get_layer("convolutional_attention"), *(weights[name] for name in branch))
+    convolutions = [f"conv.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")]
+    assign(model.get_layer("patch_convolutions"), *(weights[name] for name in convolutions))
+    products = [f"{name}.{kind}" for name in ("wq", "wk") for kind in ("weight", "bias")]
+    assign(model.get_layer("convolutional_attention"), *(weights[name] for name in products))
     for i in range(_depth(model)):
         prefix = f"blocks.{i}"
         _assign_norm(model, f"block{i}_norm1", weights, f"{prefix}.n1")

@@ -106,6 +106,7 @@ def test_gradient_is_finite_also_at_zero_and_at_a_centre(layer):
 )
 @pytest.mark.parametrize("labels", [LABELS, LABELS[:, None], np.eye(5, dtype="float32")[LABELS]])
 def test_a_margin_layer_equals_its_loss_on_a_classifier(layer, loss, labels):
+    layer = type(layer).from_config(layer.get_config())
     layer.build((None, 8))
     classifier = CosineClassifier(5, layer.centers_per_class)
     classifier.build((None, 8))

@@ -1,0 +1,256 @@
+"""FaceRec-small: FaceRec's convolutional attention at a size for phones. The design is ours.
+
+FaceRec (see ``facerec``) adds attention logits computed from convolutional features to those of a
+vision transformer. Its proportions need far more faces than most people have. What stays here is
+its heart: those logits, added in every layer, and sequence pooling. What changes, and why:
+
+- A convolutional stem (stride 8) makes the tokens, as in CCT and CvT; linear patches learn little
+  from a few thousand faces.
+- The convolutional attention reads the stem's own feature maps at every scale instead of a second
+  CNN that sees each patch alone, and every block has its own query and key.
+- Depthwise 3×3 convolutions before each attention and inside each MLP (as in CMT, Guo et al. 2022)
+  and Swin's relative position table give the locality that small data cannot teach.
+- Beside sequence pooling, which weighs tokens by content, a global depthwise convolution
+  (MobileFaceNets, Chen et al. 2018) weighs them by place: an aligned face has its eyes at one place.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import keras
+
+from keras_hybrid.applications.base import (
+    build_model,
+    image_input,
+    linear_drop_path,
+    transformer_block,
+)
+from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
+from keras_hybrid.layers.pooling import SequencePooling
+from keras_hybrid.layers.position import LearnedPositionEmbedding, RelativePositionBias
+
+__all__ = ["FaceRecSmall"]
+
+EPSILON = 1e-5
+
+
+def _conv_norm(x, channels: int, kernel_size: int, strides: int, name: str, activation=True):
+    x = keras.layers.Conv2D(
+        channels,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+    )(x)
+    x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"{name}_norm")(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(x) if activation else x
+
+
+def _stem(x, channels: Sequence[int], blocks: Sequence[int]) -> list:
+    """Stages of [stride-2 convolution, residual blocks]; returns the output of each stage."""
+    taps = []
+    for i, (width, count) in enumerate(zip(channels, blocks, strict=True)):
+        x = _conv_norm(x, width, 3, 2, f"stem{i}")
+        for j in range(count):
+            name = f"stem{i}_block{j}"
+            y = _conv_norm(x, width, 3, 1, f"{name}_a")
+            y = _conv_norm(y, width, 3, 1, f"{name}_b", activation=False)
+            x = keras.layers.Add(name=f"{name}_add")([x, y])
+            x = keras.layers.ReLU(name=f"{name}_relu")(x)
+        taps.append(x)
+    return taps
+
+
+def _tap_tokens(taps: list, conv_dim: int):
+    """Bring every stage to the token grid and one width, and add: (batch, tokens, conv_dim)."""
+    height, width = taps[-1].shape[1:3]
+    scales = []
+    for i, tap in enumerate(taps):
+        x = _conv_norm(tap, conv_dim, 1, 1, f"tap{i}")
+        stride = tap.shape[1] // height
+        if stride > 1:
+            x = keras.layers.AveragePooling2D(stride, name=f"tap{i}_pool")(x)
+        scales.append(x)
+    x = keras.layers.Add(name="tap_add")(scales) if len(scales) > 1 else scales[0]
+    x = keras.layers.Reshape((height * width, conv_dim), name="tap_tokens")(x)
+    return keras.layers.LayerNormalization(epsilon=EPSILON, name="tap_norm")(x)
+
+
+def _depthwise(x, grid: tuple[int, int], name: str):
+    """X + depthwise 3×3 convolution of the tokens on their grid."""
+    channels = x.shape[-1]
+    y = keras.layers.Reshape((*grid, channels), name=f"{name}_map")(x)
+    y = keras.layers.DepthwiseConv2D(
+        3,
+        padding="same",
+        depthwise_initializer=keras.initializers.TruncatedNormal(stddev=0.1),
+        name=f"{name}_conv",
+    )(y)
+    y = keras.layers.Reshape((grid[0] * grid[1], channels), name=f"{name}_tokens")(y)
+    return keras.layers.Add(name=f"{name}_add")([x, y])
+
+
+def FaceRecSmall(
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor=None,
+    input_shape: Sequence[int] | None = None,
+    pooling: str | None = None,
+    classes: int = 306,
+    classifier_activation=None,
+    include_preprocessing: bool = True,
+    name: str = "facerec_small",
+    *,
+    classifier: str = "cosine",
+    centers_per_class: int = 1,
+    embedding_dim: int = 256,
+    stem_channels: Sequence[int] = (32, 64),
+    stem_blocks: Sequence[int] = (0, 2),
+    dim: int = 192,
+    depth: int = 4,
+    num_heads: int = 6,
+    mlp_ratio: float = 2.0,
+    conv_dim: int = 64,
+    conv_head_dim: int = 8,
+    convolutional_attention: bool = True,
+    relative_position: bool = True,
+    depthwise: bool = True,
+    position_pooling: bool = True,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    drop_path: float = 0.1,
+) -> keras.Model:
+    """Build FaceRec-small.
+
+    Args:
+        include_top: Whether to end in the ``predictions`` layer.
+        weights: ``None``, or the path of a .weights.h5 or .keras file.
+        input_tensor: Optional Keras tensor to build on.
+        input_shape: (height, width, channels), multiples of 8; default (112, 112, 3).
+        pooling: Without top: ``None`` for tokens (batch, tokens, dim), ``"avg"``, ``"max"``, or
+            ``"native"`` for the embedding.
+        classes: Number of identities.
+        classifier_activation: Only with ``classifier="dense"``.
+        include_preprocessing: Whether inputs are float images in [0, 255], mapped to [−1, 1]
+            inside. ``False``: already normalised.
+        name: Of the model.
+        classifier: ``"cosine"`` (train it with a margin loss) or ``"dense"``.
+        centers_per_class: Sub-centres of the cosine classifier.
+        embedding_dim: Width of the embedding.
+        stem_channels: Widths of the stem's stages, each halving the map; one more halving leads
+            to the tokens.
+        stem_blocks: Residual blocks after each halving of the stem.
+        dim: Width of a token.
+        depth: Number of transformer blocks.
+        num_heads: Heads of the transformer and of the convolutional attention.
+        mlp_ratio: Hidden width of the MLP over ``dim``.
+        conv_dim: Width that all scales are brought to for the convolutional attention.
+        conv_head_dim: Width of a head of the convolutional attention.
+        convolutional_attention: ``False`` leaves the paper's idea out, for comparison.
+        relative_position: Whether each attention has a relative position table.
+        depthwise: Whether blocks have depthwise convolutions.
+        position_pooling: Whether the embedding also sees the global depthwise convolution.
+        dropout: Rate after both projections of a block.
+        attention_dropout: Rate on the attention maps.
+        drop_path: Rate of the last block; earlier ones rise linearly from 0.
+
+    Returns:
+        A Functional model from (batch, height, width, channels) to cosθ (batch, classes), float32
+        in [−1, 1].
+
+    Raises:
+        ValueError: If an argument has no meaning; the message names it.
+    """
+    inputs, x = image_input(
+        input_tensor, input_shape, (112, 112, 3), include_preprocessing=include_preprocessing
+    )
+    stride = 2 ** (len(stem_channels) + 1)
+    if x.shape[1] % stride or x.shape[2] % stride:
+        raise ValueError(
+            f"input_shape must be a multiple of {stride}, got {x.shape[1]}x{x.shape[2]}."
+        )
+    taps = _stem(x, (*stem_channels, dim), (*stem_blocks, 0))
+    grid = tuple(taps[-1].shape[1:3])
+    tokens = grid[0] * grid[1]
+    features = _tap_tokens(taps, conv_dim) if convolutional_attention else None
+    x = keras.layers.Reshape((tokens, dim), name="tokens")(taps[-1])
+    x = LearnedPositionEmbedding(name="position_embedding")(x)
+    for i, rate in enumerate(linear_drop_path(drop_path, depth)):
+        logits = []
+        if convolutional_attention:
+            logits.append(
+                ConvolutionalAttention(
+                    num_heads, conv_head_dim, name=f"block{i}_convolutional_attention"
+                )(features)
+            )
+        if relative_position:
+            logits.append(
+                RelativePositionBias(grid, num_heads, name=f"block{i}_relative_position")(x)
+            )
+        if depthwise:
+            x = _depthwise(x, grid, f"block{i}_depthwise")
+        x = transformer_block(
+            x,
+            num_heads=num_heads,
+            mlp_width=round(dim * mlp_ratio),
+            attention_bias=sum(logits) if logits else None,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            drop_path=rate,
+            epsilon=EPSILON,
+            mlp_transform=(
+                functools.partial(_depthwise, grid=grid, name=f"block{i}_mlp_depthwise")
+                if depthwise
+                else None
+            ),
+            name=f"block{i}",
+        )
+    x = keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+
+    def pooled():
+        vector = SequencePooling(name="sequence_pooling")(x)
+        if not position_pooling:
+            return vector
+        place = keras.layers.Reshape((*grid, dim), name="position_pooling_map")(x)
+        place = keras.layers.DepthwiseConv2D(
+            grid, use_bias=False, depthwise_initializer="he_normal", name="position_pooling_conv"
+        )(place)
+        place = keras.layers.Flatten(name="position_pooling_flatten")(place)
+        place = keras.layers.BatchNormalization(
+            epsilon=1e-5, momentum=0.9, name="position_pooling_norm"
+        )(place)
+        return keras.layers.Concatenate(name="pooled")([vector, place])
+
+    return build_model(
+        inputs,
+        x,
+        pooled,
+        include_top=include_top,
+        pooling=pooling,
+        classes=classes,
+        classifier=classifier,
+        classifier_activation=classifier_activation,
+        weights=weights,
+        name=name,
+        embedding_dim=embedding_dim,
+        centers_per_class=centers_per_class,
+    )
+
+
+register_model(
+    FaceRecSmall,
+    ModelInfo(
+        name="facerec_small",
+        family="facerec_small",
+        paper="ours, after FaceRec",
+        input_shape=(112, 112, 3),
+        classes=306,
+        classifier="cosine",
+        parameters=0,
+        macs=0,
+        ours=True,
+    ),
+)

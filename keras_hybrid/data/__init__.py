@@ -1,0 +1,47 @@
+"""Data: from folders, archives, tables, arrays and TFDS to batches.
+
+Image sources (:func:`open_source`) give random access to labelled images; :func:`load_arrays`
+decodes them once; :class:`Batches` feeds ``model.fit`` and can be resumed anywhere;
+:func:`face_augmentation` varies face crops; :func:`synthetic_identities` invents people where there
+is no photograph; :func:`read_lfw_pairs` reads verification protocols.
+"""
+
+from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
+from keras_hybrid.data.files import UnreadableImageError
+from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
+from keras_hybrid.data.pairs import PairList, read_lfw_pairs
+from keras_hybrid.data.sources import (
+    ArraySource,
+    CSVSource,
+    FolderSource,
+    ImageSource,
+    NpzSource,
+    Subset,
+    TFDSSource,
+    ZipSource,
+    open_source,
+    split_source,
+)
+from keras_hybrid.data.synthetic import synthetic_identities
+
+__all__ = [
+    "ArraySource",
+    "Batches",
+    "CSVSource",
+    "FaceAugmentation",
+    "FolderSource",
+    "ImageSource",
+    "LoadedImages",
+    "NpzSource",
+    "PairList",
+    "Subset",
+    "TFDSSource",
+    "UnreadableImageError",
+    "ZipSource",
+    "face_augmentation",
+    "load_arrays",
+    "open_source",
+    "read_lfw_pairs",
+    "split_source",
+    "synthetic_identities",
+]

@@ -1,0 +1,480 @@
+"""From a source to batches: decode once into an array, or read lazily; resume anywhere."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_hybrid.data.files import UnreadableImageError, resize_image, size_pair, some
+from keras_hybrid.data.sources import ImageSource
+
+__all__ = ["Batches", "LoadedImages", "load_arrays"]
+
+_LOGGER = logging.getLogger(__name__)
+_CACHE_FORMAT = "keras_hybrid image cache 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedImages:
+    """A source in memory.
+
+    Attributes:
+        images: uint8 (n, height, width, 3), RGB.
+        labels: int32 (n,).
+        class_names: Names of the classes.
+        skipped: (name, reason) of every image that could not be read.
+        kept: int64 (n,): where in the source each image comes from.
+        landmarks: float32 (n, 5, 2) in pixels of the resized images, or None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: list[str]
+    skipped: list[tuple[str, str]]
+    kept: np.ndarray
+    landmarks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_arrays(
+    source: ImageSource,
+    image_size: int | tuple[int, int],
+    cache: str | os.PathLike | None = None,
+    workers: int = 1,
+) -> LoadedImages:
+    """Decode and resize every image of a source once.
+
+    Unreadable images are left out; each is reported with its path, then their number.
+
+    Args:
+        source: Where the images are.
+        image_size: Side, or (height, width), of the result; antialiased bilinear, proportions are
+            not kept.
+        cache: File to keep the result in (.npz format, whatever its name). It is used again as long
+            as the source's names, labels and files and ``image_size`` are the same, rebuilt
+            otherwise, and replaced in one step, so that an interrupted run leaves no half a file.
+        workers: Decoding threads.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If no image of a class could be read, or an argument is out of range.
+    """
+    height, width = size_pair(image_size)
+    if not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"`workers` must be a positive integer, got {workers!r}.")
+    fingerprint = hashlib.sha256(
+        f"{_CACHE_FORMAT}\n{source.fingerprint()}\n{height}x{width}".encode()
+    ).hexdigest()
+    if cache is not None:
+        loaded = _read_cache(Path(cache), fingerprint, source)
+        if loaded is not None:
+            return loaded
+
+    images = np.empty((len(source), height, width, 3), np.uint8)
+    zoom = np.ones((len(source), 2), np.float32)
+
+    def decode(index: int) -> tuple[str, str] | None:
+        try:
+            image = source.read(index)
+        except UnreadableImageError as error:
+            return error.path, error.reason
+        zoom[index] = width / image.shape[1], height / image.shape[0]
+        images[index] = resize_image(image, (height, width))
+        return None
+
+    if workers == 1:
+        problems = [decode(index) for index in range(len(source))]
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            problems = list(pool.map(decode, range(len(source))))
+
+    skipped = [problem for problem in problems if problem is not None]
+    for path, reason in skipped:
+        _LOGGER.warning("skipped %s: %s", path, reason)
+    _report_skipped(len(skipped), len(source))
+    kept = np.array([i for i, problem in enumerate(problems) if problem is None], np.int64)
+    lost = np.setdiff1d(source.labels, source.labels[kept])
+    if len(lost):
+        names = [source.class_names[label] for label in lost]
+        raise ValueError(
+            f"No image of {len(names)} classes could be read: {some(names)}. "
+            f"The first failure: {skipped[0][0]}: {skipped[0][1]}."
+        )
+    landmarks = None
+    if source.landmarks is not None:
+        landmarks = (source.landmarks * zoom[:, None, :])[kept]
+    loaded = LoadedImages(
+        images if not skipped else images[kept],
+        source.labels[kept],
+        list(source.class_names),
+        skipped,
+        kept,
+        landmarks,
+    )
+    if cache is not None:
+        _write_cache(Path(cache), fingerprint, loaded)
+    return loaded
+
+
+def _report_skipped(count: int, total: int) -> None:
+    if count:
+        _LOGGER.warning("%d of %d images could not be read and are left out", count, total)
+
+
+def _read_cache(path: Path, fingerprint: str, source: ImageSource) -> LoadedImages | None:
+    """The cached images if they are those of the fingerprint."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if str(arrays["fingerprint"]) != fingerprint:
+                _LOGGER.info("%s belongs to other images and is rebuilt", path)
+                return None
+            skipped = [(name, reason) for name, reason in json.loads(str(arrays["skipped"]))]
+            loaded = LoadedImages(
+                arrays["images"],
+                arrays["labels"],
+                list(source.class_names),
+                skipped,
+                arrays["kept"],
+                arrays["landmarks"] if "landmarks" in arrays.files else None,
+            )
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
+        _LOGGER.warning("%s is damaged and is rebuilt: %s", path, error)
+        return None
+    _report_skipped(len(skipped), len(source))
+    return loaded
+
+
+def _write_cache(path: Path, fingerprint: str, loaded: LoadedImages) -> None:
+    """Write beside the cache file, then replace it in one step."""
+    arrays = {
+        "fingerprint": np.array(fingerprint),
+        "skipped": np.array(json.dumps(loaded.skipped)),
+        "images": loaded.images,
+        "labels": loaded.labels,
+        "kept": loaded.kept,
+    }
+    if loaded.landmarks is not None:
+        arrays["landmarks"] = loaded.landmarks
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches whose content is a pure function of (seed, epoch, batch number).
+
+    The order of an epoch is ``np.random.default_rng([seed, epoch]).permutation(n)`` and the
+    augmentation of a batch gets the seed ``(seed, epoch, batch)``: a run resumed at
+    ``(epoch, start_batch)`` sees the batches an uninterrupted run would have seen, to the last bit,
+    with any number of threads.
+
+    ```python
+    batches = Batches(loaded.images, loaded.labels, 64, augment=face_augmentation(), workers=2)
+    model.fit(batches, epochs=10)
+    for images, labels in batches: ...       # one epoch by hand,
+    batches.on_epoch_end()                   # then the next
+    ```
+
+    Keras calls ``on_epoch_end()`` also when ``fit`` starts, before any epoch. It therefore advances
+    only after the epoch's last batch was asked for. Where an epoch has so few batches that Keras
+    asks for all of them to learn their shapes (one or two), add ``callbacks=[batches.callback()]``
+    to ``fit``: it states the position at the start of every epoch.
+
+    ``fit`` counts an epoch's steps once. Finish an epoch broken off in the middle by itself:
+    ``fit(batches, initial_epoch=e, epochs=e + 1)``, then ``fit`` the rest.
+
+    Reading ahead is done by this object's own threads and not by those of ``PyDataset``, whose
+    queue, with several workers, gives batches it had read to learn their shapes before batch 0.
+
+    Args:
+        images: uint8 or float (n, height, width, channels), or an :class:`ImageSource` to be read
+            lazily. An unreadable image of a source is replaced by the next readable one of its
+            class, reported once and listed in ``skipped``.
+        labels: Whole numbers (n,); None takes the source's.
+        batch_size: Images per batch.
+        shuffle: Whether every epoch has its own order; False for evaluation.
+        seed: Seed of order and augmentation.
+        augment: ``augment(images, seed=(…))``, such as :func:`face_augmentation`, or None.
+        epoch: Epoch to begin with.
+        start_batch: Batch of that epoch to begin with.
+        drop_remainder: Whether a last, smaller batch is left out.
+        image_size: Side, or (height, width), that images of a source are resized to; None if they
+            all have one size.
+        workers: Threads that read ahead; 0 prepares each batch when it is asked for.
+        max_queue_size: Largest number of batches read ahead.
+        use_multiprocessing: Must be False: threads suffice, since decoding and numpy release the
+            interpreter's lock.
+
+    Attributes:
+        skipped: (name, reason) of the unreadable images met so far.
+
+    Raises:
+        ValueError: If an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray | ImageSource,
+        labels: np.ndarray | None = None,
+        batch_size: int = 32,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        augment: Callable[..., np.ndarray] | None = None,
+        epoch: int = 0,
+        start_batch: int = 0,
+        drop_remainder: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        workers: int = 0,
+        max_queue_size: int = 8,
+        use_multiprocessing: bool = False,
+    ):
+        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=max_queue_size)
+        if use_multiprocessing:
+            raise ValueError("`use_multiprocessing` must be False: use `workers` threads.")
+        for name, value, lowest in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("workers", workers, 0),
+            ("max_queue_size", max_queue_size, 1),
+        ):
+            if not isinstance(value, (int, np.integer)) or value < lowest:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {lowest}, got {value!r}."
+                )
+        self._is_lazy = isinstance(images, ImageSource)
+        if self._is_lazy:
+            labels = images.labels if labels is None else labels
+        else:
+            images = np.asarray(images)
+            if images.ndim != 4:
+                raise ValueError(
+                    f"`images` must have shape (n, height, width, channels), got {images.shape}."
+                )
+            if image_size is not None:
+                raise ValueError("`image_size` belongs to a source; an array has its size.")
+        labels = np.asarray(labels)
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"`labels` must be whole numbers of shape ({len(images)},), "
+                f"got {labels.dtype} of shape {labels.shape}."
+            )
+        self.images = images
+        self.labels = labels.astype(np.int32)
+        self.batch_size = int(batch_size)
+        self.shuffle = shuffle
+        self.seed = int(seed)
+        self.augment = augment
+        self.image_size = None if image_size is None else size_pair(image_size)
+        self.skipped: list[tuple[str, str]] = []
+        count = len(self.labels)
+        self.batches_per_epoch = (
+            count // self.batch_size if drop_remainder else -(-count // self.batch_size)
+        )
+        if not self.batches_per_epoch:
+            raise ValueError(f"{count} images make no batch of `batch_size`={batch_size}.")
+        self._threads = int(workers)
+        self._ahead = min(2 * self._threads, max_queue_size)
+        self._unreadable: set[int] = set()
+        self._futures: dict[tuple[int, int], Future] = {}
+        self._order: tuple[int, np.ndarray] | None = None
+        self._make_threading()
+        self.set_position(epoch, start_batch)
+
+    def _make_threading(self) -> None:
+        self._lock = threading.Lock()
+        self._pool = None
+
+    def __getstate__(self):
+        return {
+            **self.__dict__,
+            "_lock": None,
+            "_pool": None,
+            "_futures": {},
+        }
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._make_threading()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose batches are given."""
+        return self._epoch
+
+    @property
+    def start_batch(self) -> int:
+        """The batch of the epoch that index 0 stands for."""
+        return self._start_batch
+
+    def set_position(self, epoch: int, start_batch: int = 0) -> None:
+        """Go to a batch of an epoch.
+
+        Args:
+            epoch: The epoch, from 0.
+            start_batch: The batch, from 0; the number of batches stands for the next epoch's start.
+
+        Raises:
+            ValueError: If there is no such batch.
+        """
+        if epoch < 0:
+            raise ValueError(f"`epoch` must not be negative, got {epoch}.")
+        if not 0 <= start_batch <= self.batches_per_epoch:
+            raise ValueError(
+                f"`start_batch` must lie in [0, {self.batches_per_epoch}], got {start_batch}."
+            )
+        if start_batch == self.batches_per_epoch:
+            epoch, start_batch = epoch + 1, 0
+        with self._lock:
+            self._epoch, self._start_batch = int(epoch), int(start_batch)
+            self._is_finished = False
+            for future in self._futures.values():
+                future.cancel()
+            self._futures.clear()
+
+    def on_epoch_end(self) -> None:
+        """Go to the next epoch, if this one's last batch has been asked for."""
+        if self._is_finished:
+            self.set_position(self._epoch + 1)
+
+    def callback(self) -> keras.callbacks.Callback:
+        """A callback for ``fit`` that states the position at the start of every epoch.
+
+        The first epoch of ``fit`` begins at the position that this object has now.
+        """
+        return _Position(self)
+
+    def __len__(self) -> int:
+        """Batches left in the epoch."""
+        return self.batches_per_epoch - self._start_batch
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A batch of the epoch.
+
+        Args:
+            index: Which one, from ``start_batch``.
+
+        Returns:
+            ``(images, labels)``: what ``augment`` returns (float32 in [0, 255] for
+            :func:`face_augmentation`), or the images as stored (uint8) without; int32 (batch,).
+        """
+        with self._lock:
+            epoch, batch = self._epoch, self._start_batch + index
+            if not self._start_batch <= batch < self.batches_per_epoch:
+                raise IndexError(f"batch {index} of {self.batches_per_epoch - self._start_batch}")
+            if batch == self.batches_per_epoch - 1:
+                self._is_finished = True
+            future = self._futures.pop((epoch, batch), None)
+            if self._threads:
+                self._pool = self._pool or ThreadPoolExecutor(self._threads, "batches")
+                last = min(batch + 1 + self._ahead, self.batches_per_epoch)
+                for other in range(batch + 1, last):
+                    if (epoch, other) not in self._futures and len(self._futures) < self._ahead:
+                        self._futures[epoch, other] = self._pool.submit(self._make, epoch, other)
+        return self._make(epoch, batch) if future is None else future.result()
+
+    def _make(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Batch ``batch`` of epoch ``epoch``, a pure function of both."""
+        rows = self._permutation(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        images = self._read(rows) if self._is_lazy else self.images[rows]
+        if self.augment is not None:
+            images = self.augment(images, seed=(self.seed, epoch, batch))
+        return images, self.labels[rows]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        """The order of an epoch; the latest one is kept."""
+        count = len(self.labels)
+        if not self.shuffle:
+            return np.arange(count)
+        kept = self._order
+        if kept is None or kept[0] != epoch:
+            kept = epoch, np.random.default_rng([self.seed, epoch]).permutation(count)
+            self._order = kept
+        return kept[1]
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Images of the source, resized and with the unreadable replaced."""
+        images = []
+        for row in rows:
+            image = self._read_one(int(row))
+            images.append(
+                image if self.image_size is None else resize_image(image, self.image_size)
+            )
+            if images[-1].shape != images[0].shape:
+                raise ValueError(
+                    f"{self.images.paths[row]} is {images[-1].shape[:2]}, others are "
+                    f"{images[0].shape[:2]}: give an `image_size`."
+                )
+        return np.stack(images)
+
+    def _read_one(self, row: int) -> np.ndarray:
+        """An image, or the next readable one of its class."""
+        if row not in self._unreadable:
+            try:
+                return self.images.read(row)
+            except UnreadableImageError as error:
+                self._note(row, error)
+        same_class = np.flatnonzero(self.labels == self.labels[row])
+        after = np.searchsorted(same_class, row)
+        for other in np.roll(same_class, -after)[1:].tolist():
+            if other in self._unreadable:
+                continue
+            try:
+                return self.images.read(other)
+            except UnreadableImageError as error:
+                self._note(other, error)
+        raise ValueError(
+            f"No image of class {self.images.class_names[self.labels[row]]!r} can be read; "
+            f"one is {self.images.paths[row]}."
+        )
+
+    def _note(self, row: int, error: UnreadableImageError) -> None:
+        """Report an unreadable image once."""
+        with self._lock:
+            if row in self._unreadable:
+                return
+            self._unreadable.add(row)
+            self.skipped.append((error.path, error.reason))
+        _LOGGER.warning(
+            "%s: %s; another image of its class takes its place (%d so far)",
+            error.path,
+            error.reason,
+            len(self.skipped),
+        )
+
+
+class _Position(keras.callbacks.Callback):
+    """Sets the position of batches at the start of every epoch of ``fit``."""
+
+    def __init__(self, batches: Batches):
+        super().__init__()
+        self._batches = batches
+        self._next = (batches.epoch, batches.start_batch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Go to the epoch that follows the one before."""
+        self._batches.set_position(*self._next)
+        self._next = (self._next[0] + 1, 0)

@@ -1,0 +1,522 @@
+import io
+import logging
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from keras_hybrid.data import (
+    ArraySource,
+    CSVSource,
+    FolderSource,
+    NpzSource,
+    Subset,
+    TFDSSource,
+    UnreadableImageError,
+    ZipSource,
+    load_arrays,
+    open_source,
+    split_source,
+)
+
+Image = pytest.importorskip("PIL.Image")
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+def write_image(path, colour=(200, 100, 50), size=(8, 6), mode="RGB", **options):
+    """Write a picture of one colour, (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path, **options)
+    return path
+
+
+def write_people(root, people=("ann", "bob", "cem"), images=3):
+    for number, person in enumerate(people):
+        for i in range(images):
+            write_image(root / person / f"{i}.png", (40 * number, 10 * i, 7))
+    return root
+
+
+def zip_folder(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+    return path
+
+
+# folders and archives
+
+
+def test_a_folder_per_identity_gives_sorted_names_and_their_images(tmp_path):
+    source = FolderSource(write_people(tmp_path))
+    assert source.class_names == ["ann", "bob", "cem"]
+    np.testing.assert_array_equal(source.labels, [0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert source.labels.dtype == np.int32
+    assert len(source) == 9
+    image = source.read(4)
+    assert image.shape == (6, 8, 3)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image[0, 0], [40, 10, 7])
+    assert source.paths[4] == str(tmp_path / "bob" / "1.png")
+
+
+@pytest.mark.parametrize("lead", ["", "images", "some/where"])
+def test_a_zip_with_a_common_leading_folder_reads_as_the_folder_does(tmp_path, lead):
+    folder = tmp_path / "people"
+    write_people(folder / lead)
+    (folder / "readme.txt").write_text("hello")
+    archive = ZipSource(zip_folder(folder, tmp_path / "people.zip"))
+    plain = FolderSource(folder)
+    assert archive.class_names == plain.class_names == ["ann", "bob", "cem"]
+    np.testing.assert_array_equal(archive.labels, plain.labels)
+    for index in range(len(plain)):
+        np.testing.assert_array_equal(archive.read(index), plain.read(index))
+
+
+def test_a_single_identity_is_not_taken_for_a_leading_folder(tmp_path):
+    assert FolderSource(write_people(tmp_path, ["ann"])).class_names == ["ann"]
+
+
+def test_other_files_are_reported_in_one_line(tmp_path, caplog):
+    write_people(tmp_path)
+    (tmp_path / "ann" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / ".DS_Store").write_text("x")
+    write_image(tmp_path / "stray.png")
+    with caplog.at_level(logging.WARNING):
+        source = FolderSource(tmp_path)
+    assert len(source) == 9
+    assert len(caplog.records) == 1
+    assert "3 file(s) skipped" in caplog.text
+    assert "Thumbs.db" in caplog.text
+
+
+def test_an_empty_folder_an_empty_identity_and_a_missing_folder_stop_at_once(tmp_path):
+    with pytest.raises(ValueError, match="no image"):
+        FolderSource(tmp_path)
+    write_people(tmp_path)
+    (tmp_path / "dan").mkdir()
+    with pytest.raises(ValueError, match="dan"):
+        FolderSource(tmp_path)
+    with pytest.raises(ValueError, match="nowhere"):
+        FolderSource(tmp_path / "nowhere")
+
+
+def test_images_without_folders_are_refused(tmp_path):
+    write_image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="folder per identity"):
+        FolderSource(tmp_path)
+
+
+def test_split_chooses_a_sub_folder_and_must_exist(tmp_path):
+    write_people(tmp_path / "f" / "train")
+    write_people(tmp_path / "f" / "val", images=1)
+    archive = zip_folder(tmp_path / "f", tmp_path / "f.zip")
+    for spec in (tmp_path / "f", archive):
+        source = open_source(spec, split="val")
+        assert len(source) == 3
+        assert source.class_names == ["ann", "bob", "cem"]
+        with pytest.raises(ValueError, match=r"test.*train, val"):
+            open_source(spec, split="test")
+        with pytest.raises(ValueError, match=r"train, val.*split"):
+            open_source(spec)
+
+
+def test_a_zip_source_can_be_read_by_many_threads_at_once(tmp_path):
+    source = ZipSource(zip_folder(write_people(tmp_path / "f", images=8), tmp_path / "f.zip"))
+    expected = [source.read(i)[0, 0].tolist() for i in range(len(source))]
+    wrong = []
+
+    def work():
+        for _ in range(5):
+            wrong.extend(
+                i for i in range(len(source)) if source.read(i)[0, 0].tolist() != expected[i]
+            )
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not wrong
+
+
+def test_a_truncated_archive_is_named(tmp_path):
+    path = zip_folder(write_people(tmp_path / "f"), tmp_path / "f.zip")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"f\.zip"):
+        ZipSource(path)
+
+
+# what photographs bring
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("grey.png", "L"),
+        ("cmyk.jpg", "CMYK"),
+        ("palette.png", "P"),
+        ("alpha.png", "RGBA"),
+        ("alphagrey.png", "LA"),
+        ("bits.png", "1"),
+        ("pal.gif", "P"),
+    ],
+)
+def test_every_colour_mode_becomes_rgb(tmp_path, name, mode):
+    write_image(tmp_path / "ann" / name, (255, 255, 255), mode=mode)
+    image = FolderSource(tmp_path).read(0)
+    assert image.shape == (6, 8, 3)
+    assert image.dtype == np.uint8
+    assert image.min() > 240
+
+
+def test_transparency_is_shown_over_white(tmp_path):
+    (tmp_path / "ann").mkdir()
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "ann" / "0.png")
+    assert FolderSource(tmp_path).read(0).min() == 255
+
+
+def test_16_bit_grey_is_scaled(tmp_path):
+    (tmp_path / "ann").mkdir()
+    values = np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "ann" / "0.png")
+    image = FolderSource(tmp_path).read(0)
+    np.testing.assert_array_equal(image[..., 0], [[0, 100], [200, 255]])
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path, orientation):
+    upright = np.zeros((16, 24, 3), np.uint8)
+    upright[:8, :12] = 255  # bright upper left corner
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    (tmp_path / "ann").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        tmp_path / "ann" / "0.jpg", exif=exif, quality=95
+    )
+    image = FolderSource(tmp_path).read(0)
+    assert image.shape == (16, 24, 3)
+    assert np.abs(image.astype(int) - upright).mean() < 6
+
+
+def damaged_files():
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    jpeg = buffer.getvalue()
+    return {"empty.jpg": b"", "text.jpg": b"hello", "half.jpg": jpeg[: len(jpeg) // 2]}
+
+
+@pytest.mark.parametrize("name", sorted(damaged_files()))
+def test_a_damaged_file_raises_with_its_path(tmp_path, name):
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / name).write_bytes(damaged_files()[name])
+    source = FolderSource(tmp_path)
+    with pytest.raises(UnreadableImageError, match=name) as caught:
+        source.read(0)
+    assert caught.value.path == str(tmp_path / "ann" / name)
+    assert "0x" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own, before it raises
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_bytes_that_are_cut_or_changed_give_an_image_or_an_unreadable_image_error(data):
+    from keras_hybrid.data.files import decode_image
+
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"]))
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7), (1, 200, 90)).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    try:
+        image = decode_image(bytes(content), "x")
+    except UnreadableImageError:
+        return
+    assert image.ndim == 3
+    assert image.shape[-1] == 3
+    assert image.dtype == np.uint8
+
+
+def test_without_pillow_the_message_names_the_extra(tmp_path, monkeypatch):
+    source = FolderSource(write_people(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"keras-hybrid\[face\]"):
+        source.read(0)
+
+
+# tables
+
+
+def write_csv(path, rows, header="file,label,split"):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_a_table_of_names_numbers_them_in_sorted_order_over_all_splits(tmp_path):
+    write_people(tmp_path)
+    table = write_csv(
+        tmp_path / "t.csv",
+        ["cem/0.png,cem,train", "ann/0.png,ann,test", "bob/0.png,bob,train", "bob/1.png,bob,test"],
+    )
+    train = CSVSource(table, split="train")
+    test = open_source(table, split="test")
+    assert train.class_names == test.class_names == ["ann", "bob", "cem"]
+    np.testing.assert_array_equal(train.labels, [2, 1])
+    np.testing.assert_array_equal(test.labels, [0, 1])
+    np.testing.assert_array_equal(train.read(1)[0, 0], [40, 0, 7])
+    assert train.landmarks is None
+    assert len(CSVSource(table)) == 4
+
+
+def test_a_table_may_name_its_columns_and_its_archive(tmp_path):
+    archive = zip_folder(write_people(tmp_path / "f"), tmp_path / "f.zip")
+    table = write_csv(tmp_path / "t.csv", ["1,ann/0.png", "0,bob/0.png"], "who,picture")
+    source = open_source(table, images=archive, file_column="picture", label_column="who")
+    np.testing.assert_array_equal(source.labels, [1, 0])
+    np.testing.assert_array_equal(source.read(1)[0, 0], [40, 0, 7])
+
+
+def test_a_table_inside_the_archive_finds_its_images(tmp_path):
+    folder = tmp_path / "f"
+    write_people(folder / "images")
+    write_csv(folder / "index.csv", ["ann/0.png,7", "bob/0.png,300"], "file,label")
+    source = CSVSource(zip_folder(folder, tmp_path / "f.zip") / "index.csv")
+    assert source.class_names == ["7", "300"]
+    np.testing.assert_array_equal(source.labels, [0, 1])
+    np.testing.assert_array_equal(source.read(1)[0, 0], [40, 0, 7])
+
+
+def test_landmarks_are_kept_and_follow_the_resizing(tmp_path):
+    write_people(tmp_path)
+    columns = ",".join(f"{axis}{i}" for i in range(5) for axis in "xy")
+    values = ",".join(str(v) for v in range(10))
+    table = write_csv(tmp_path / "t.csv", [f"ann/0.png,0,{values}"], f"file,label,{columns}")
+    source = CSVSource(table)
+    assert source.landmarks.dtype == np.float32
+    np.testing.assert_array_equal(source.landmarks[0], np.arange(10).reshape(5, 2))
+    loaded = load_arrays(source, 24)  # from 8 × 6
+    np.testing.assert_allclose(loaded.landmarks[0], np.arange(10).reshape(5, 2) * [3, 4])
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "options", "message"),
+    [
+        (["ann/0.png,0"], "path,label", {}, "file_column"),
+        (["ann/0.png,0"], "file,who", {}, "label_column"),
+        (["ann/0.png,0"], "file,label", {"split": "train"}, "split_column"),
+        (["ann/0.png,0,train"], "file,label,split", {"split": "dev"}, "dev.*train"),
+        ([], "file,label", {}, "no rows"),
+        (["ann/0.png,-1", "bob/0.png,0"], "file,label", {}, "line 2: label -1 is negative"),
+        (["ann/0.png,0", "bob/0.png,1.5"], "file,label", {}, "1.5.*whole number"),
+        (["ann/0.png,0", "bob/0.png,"], "file,label", {}, "line 3: the label is empty"),
+        (["ann/0.png,0", "bob/0.png"], "file,label", {}, "line 3: fewer values"),
+        (["ann/0.png,0", "bob/0.png,2"], "file,label", {"classes": 2}, "line 3: label 2"),
+        (["ann/0.png,0", "bob/0.png,2"], "file,label", {"classes": 3}, "no image has label 1"),
+        (["ann/0.png,0", "bob/0.png,x"], "file,label", {"classes": 3}, "'x'.*whole number"),
+        (["ann/0.png,0", "ann/0.png,1"], "file,label", {}, "line 2 and '1' in line 3"),
+        (["dan/0.png,0", "eve/0.png,1"], "file,label", {}, "none of the 2 files"),
+    ],
+)
+def test_a_wrong_table_stops_at_once(tmp_path, rows, header, options, message):
+    write_people(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        CSVSource(write_csv(tmp_path / "t.csv", rows, header), **options)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    names=st.lists(st.text("abcé ßλ_-,\"'", min_size=1).filter(str.strip), min_size=1, max_size=8)
+)
+def test_any_names_survive_the_table(tmp_path, names):
+    import csv
+
+    write_image(tmp_path / "0.png")
+    for i in range(len(names)):
+        (tmp_path / f"{i}.png").write_bytes((tmp_path / "0.png").read_bytes())
+    with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [("file", "label"), *((f"{i}.png", n) for i, n in enumerate(names))]
+        )
+    source = CSVSource(tmp_path / "t.csv")
+    assert [source.class_names[label] for label in source.labels] == [n.strip() for n in names]
+
+
+# arrays
+
+
+def test_arrays_may_be_grey_and_float(tmp_path):
+    grey = np.arange(2 * 4 * 5, dtype=np.float32).reshape(2, 4, 5)
+    source = open_source((grey, [1, 0]))
+    assert source.read(1).shape == (4, 5, 3)
+    assert source.read(1).dtype == np.uint8
+    np.testing.assert_array_equal(source.read(1)[..., 2], grey[1])
+    np.savez(tmp_path / "a.npz", images=grey.astype(np.uint8), labels=np.array(["b", "a"]))
+    source = open_source(tmp_path / "a.npz")
+    assert source.class_names == ["a", "b"]
+    np.testing.assert_array_equal(source.labels, [1, 0])
+
+
+def test_npz_splits_are_suffixes(tmp_path):
+    x = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=[0, 1], x_test=x[:1], y_test=[0])
+    assert len(NpzSource(tmp_path / "a.npz", split="train")) == 2
+    assert len(open_source(tmp_path / "a.npz", split="test")) == 1
+    with pytest.raises(ValueError, match="must hold x and y"):
+        NpzSource(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "options", "message"),
+    [
+        ((2, 4), [0, 1], {}, "images"),
+        ((2, 4, 4, 2), [0, 1], {}, "images"),
+        ((2, 4, 4, 3), [0, 1, 1], {}, "labels"),
+        ((2, 4, 4, 3), [0, -1], {}, "negative"),
+        ((2, 4, 4, 3), [0, 0.5], {}, "whole number"),
+        ((2, 4, 4, 3), [0, 2], {}, "no image has label 1"),
+        ((2, 4, 4, 3), [0, 1], {"classes": 3}, "no image has label 2"),
+        ((2, 4, 4, 3), [0, 2], {"classes": 2}, "label 2"),
+        ((2, 4, 4, 3), [0, 2], {"class_names": ["a", "b"]}, "label 2"),
+    ],
+)
+def test_wrong_arrays_stop_at_once(shape, labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        ArraySource(np.zeros(shape, np.uint8), np.array(labels), **options)
+
+
+def test_pixels_out_of_range_are_refused():
+    for image in (np.full((1, 2, 2, 3), -1.0), np.full((1, 2, 2, 3), 256.0), np.ones((1, 2, 2, 3))):
+        with pytest.raises(ValueError, match="images"):
+            ArraySource(image, [0])
+
+
+# TFDS
+
+
+@pytest.fixture
+def tfds():
+    pytest.importorskip("tensorflow")
+    tfds = pytest.importorskip("tensorflow_datasets")
+    with tfds.testing.mock_data(num_examples=4):
+        yield tfds
+
+
+def test_tfds_class_labels_keep_their_numbers_and_names(tfds):
+    source = TFDSSource("cifar10", "test", download=False)
+    assert len(source) == 4
+    assert len(source.class_names) == 10
+    assert source.read(3).shape == (32, 32, 3)
+    with pytest.raises(ValueError, match=r"label_key.*id, image, label"):
+        open_source("tfds:cifar10", label_key="identity", download=False)
+
+
+def test_tfds_text_labels_are_numbered_in_sorted_order(tfds):
+    source = open_source("tfds:lfw", download=False)
+    assert source.class_names == sorted(source.class_names)
+    assert source.labels.max() == len(source.class_names) - 1
+    assert source.read(0).shape == (250, 250, 3)
+
+
+# opening, splitting
+
+
+def test_synthetic_identities_open_by_their_numbers():
+    source = open_source("synthetic:3x4", image_size=16, seed=2)
+    assert len(source) == 12
+    assert len(source.class_names) == 3
+    assert source.read(0).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("no/such/folder", {}, "does not exist.*synthetic"),
+        ("synthetic:12", {}, "IDENTITIESxIMAGES"),
+        ("synthetic:2x2", {"split": "train"}, "split_source"),
+        ("synthetic:2x2", {"images": "x"}, "images"),
+        ("synthetic:2x2", {"speed": 3}, "speed.*accepted.*seed"),
+    ],
+)
+def test_what_cannot_be_opened_is_named_with_what_is_accepted(spec, options, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(spec, **options)
+
+
+def test_an_unknown_file_type_and_an_unknown_option_are_named(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"x")
+    with pytest.raises(ValueError, match="unknown type"):
+        open_source(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"classes.*accepted: none"):
+        open_source(write_people(tmp_path / "f"), classes=3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    fraction=st.floats(0.05, 0.95),
+    seed=st.integers(0, 5),
+)
+def test_split_is_a_stratified_deterministic_partition(counts, fraction, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    source = ArraySource(
+        np.arange(len(labels))[:, None, None].repeat(2, 2).astype(np.uint8), labels
+    )
+    train, test = split_source(source, fraction, seed)
+    assert sorted([*train.indices, *test.indices]) == list(range(len(labels)))
+    for label, count in enumerate(counts):
+        taken = (test.labels == label).sum()
+        if count == 1:
+            assert taken == 0
+        else:
+            assert 1 <= taken < count
+            assert abs(taken - fraction * count) <= 1
+    again = split_source(source, fraction, seed)
+    np.testing.assert_array_equal(test.indices, again[1].indices)
+    if len(test):
+        np.testing.assert_array_equal(test.read(0), source.read(test.indices[0]))
+
+
+def test_a_subset_refuses_what_the_source_does_not_have():
+    source = open_source("synthetic:1x2", image_size=8)
+    with pytest.raises(ValueError, match="indices"):
+        Subset(source, [2])
+    with pytest.raises(ValueError, match="fraction"):
+        split_source(source, 1.0)
+
+
+def test_the_real_archives_open():
+    if not (SHARED / "data" / "lfw_112.zip").exists():
+        pytest.skip("the LFW archive is not here")
+    source = open_source(SHARED / "data" / "lfw_112.zip" / "index.csv", label_column="identity")
+    assert len(source) == 9056
+    assert source.landmarks.shape == (9056, 5, 2)
+    assert source.read(17).shape == (112, 112, 3)
+    train = open_source(
+        SHARED / "data" / "celeba_306_split.csv",
+        images=SHARED / "data" / "celeba_faces_112.zip",
+        split="train",
+        classes=306,
+    )
+    assert len(train) == 6869
+    assert len(train.class_names) == 306

@@ -1,0 +1,214 @@
+"""Checkpoints that survive a kill at any moment, and the stop at a NaN."""
+
+import csv
+import json
+import os
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+__all__ = ["Checkpoint", "StopAtNaN", "Throughput"]
+
+POINTER = "latest.json"
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Writes everything a run needs to go on, every so many steps and at each epoch's end.
+
+    Model weights, the random states of dropout and drop path, the state of adaptive losses, and the
+    optimizer's variables (with its step count, hence the schedule's place) go to one .npz; the
+    epoch, the next batch and the history to ``latest.json``, which names the .npz and is replaced
+    in one step, last. A kill at any moment leaves the previous checkpoint valid.
+
+    Keras's ``BackupAndRestore`` restarts the epoch it was killed in with the weights of its middle;
+    this one goes on with the next batch.
+
+    Args:
+        folder: Folder of the run; checkpoints go to ``checkpoint/`` in it, the history also to
+            ``history.csv``.
+        batches: The ``keras_hybrid.data.Batches`` of ``fit``: knows epoch and batch.
+        interval: Steps between checkpoints within an epoch.
+        fingerprint: What the run computes; a checkpoint of another run is not continued.
+
+    Attributes:
+        history: One dictionary of logs for each finished epoch.
+    """
+
+    def __init__(self, folder: str | os.PathLike, batches, interval: int, fingerprint: dict):
+        super().__init__()
+        self.folder = pathlib.Path(folder) / "checkpoint"
+        self.table = pathlib.Path(folder) / "history.csv"
+        self.batches = batches
+        self.interval = interval
+        self.fingerprint = fingerprint
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._start = 0
+        self._since = time.monotonic()
+
+    def restore(self) -> bool:
+        """Load the latest checkpoint into the model, the optimizer and the batches.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ValueError: If the folder belongs to a run with other settings.
+        """
+        pointer = self.folder / POINTER
+        if not pointer.exists():
+            return False
+        state = json.loads(pointer.read_text())
+        changed = sorted(
+            key
+            for key in self.fingerprint.keys() | state["fingerprint"].keys()
+            if self.fingerprint.get(key) != state["fingerprint"].get(key)
+        )
+        if changed:
+            was = {key: state["fingerprint"].get(key) for key in changed}
+            raise ValueError(
+                f"{self.folder.parent} holds a run with other settings ({was}). Give the same ones "
+                "to continue it, another --out, or --restart to throw it away."
+            )
+        self.model.optimizer.build(self.model.trainable_variables)
+        with np.load(self.folder / state["file"]) as arrays:
+            variables = self._variables()
+            if sorted(arrays.files) != sorted(variables):
+                raise ValueError(f"{self.folder / state['file']} does not fit the model.")
+            for key, variable in variables.items():
+                variable.assign(arrays[key])
+        self.history = state["history"]
+        self.seconds = state["seconds"]
+        self.batches.set_position(state["epoch"], state["batch"])
+        return True
+
+    def _variables(self) -> dict[str, Any]:
+        variables = list(self.model.variables) + list(self.model.optimizer.variables)
+        adaptive = getattr(self.model, "margin_state", None)
+        if adaptive is not None:
+            variables += adaptive.variables
+        kept = {id(v): v for v in variables}
+        metrics = {id(v) for v in self.model.metrics_variables} - (
+            {id(v) for v in adaptive.variables} if adaptive is not None else set()
+        )
+        return {f"{i:05d}": v for i, v in enumerate(v for k, v in kept.items() if k not in metrics)}
+
+    def save(self, epoch: int, batch: int) -> None:
+        """Write a checkpoint from which a run goes on with ``batch`` of ``epoch``."""
+        sync = getattr(self.model, "jax_state_sync", None)
+        if sync is not None:  # JAX trains on a copy of the state
+            sync()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"epoch{epoch:04d}_batch{batch:06d}.npz"
+        arrays = {
+            key: keras.ops.convert_to_numpy(variable.value)
+            for key, variable in self._variables().items()
+        }
+        temporary = self.folder / f".{name}.partial"
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+        now = time.monotonic()
+        self.seconds += now - self._since
+        self._since = now
+        state = {
+            "file": name,
+            "epoch": epoch,
+            "batch": batch,
+            "seconds": self.seconds,
+            "history": self.history,
+            "fingerprint": self.fingerprint,
+        }
+        temporary = self.folder / f".{POINTER}.partial"
+        temporary.write_text(json.dumps(state, indent=1))
+        os.replace(temporary, self.folder / POINTER)
+        for old in self.folder.glob("*.npz"):
+            if old.name != name:
+                old.unlink()
+
+    def discard(self) -> None:
+        """Remove the checkpoints and the history of an earlier run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.table.unlink(missing_ok=True)
+
+    def on_train_begin(self, logs=None):
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Remember which batch of the epoch is Keras's first."""
+        self._start = self.batches.start_batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Write a checkpoint if it is time."""
+        done = self._start + batch + 1
+        if done % self.interval == 0 and done < self.batches.batches_per_epoch:
+            self.save(self.batches.epoch, done)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Add to the history and write a checkpoint at the next epoch's start."""
+        logs = {key: float(value) for key, value in (logs or {}).items()}
+        now = time.monotonic()
+        self.history.append({"epoch": epoch, **logs, "seconds": self.seconds + now - self._since})
+        self.save(epoch + 1, 0)
+        self._write_csv()
+
+    def _write_csv(self) -> None:
+        # Written whole from the checkpoint's history: a resumed run leaves no gap and no repeat.
+        columns = dict.fromkeys(key for row in self.history for key in row)
+        temporary = self.table.with_name(f".{self.table.name}.partial")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(self.history)
+        os.replace(temporary, self.table)
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Ends a run whose loss is no longer a number, saying where and what to try."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Look at the running mean of the loss."""
+        loss = (logs or {}).get("loss")
+        if loss is None or np.isfinite(loss):
+            return
+        optimizer = self.model.optimizer
+        step = int(keras.ops.convert_to_numpy(optimizer.iterations))
+        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        raise FloatingPointError(
+            f"The loss is {float(loss)} at step {step} (batch {batch} of the epoch), learning rate "
+            f"{rate:.3g}. Try, in this order: a lower --learning-rate or more --warmup-epochs; "
+            "--loss cosface with a smaller --margin, or a smaller --scale; --clip-norm 1; "
+            "--precision mixed_bfloat16 or float32 instead of mixed_float16. The last checkpoint "
+            "is from before."
+        )
+
+
+class Throughput(keras.callbacks.Callback):
+    """Adds ``images_per_second`` of training, without validation, to each epoch's logs."""
+
+    def __init__(self, batch_size: int):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start counting."""
+        self._begin = self._last = time.monotonic()
+        self._steps = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Count a step."""
+        self._steps += 1
+        self._last = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Put the rate into the logs that later callbacks see."""
+        if logs is not None and self._steps:
+            elapsed = max(self._last - self._begin, 1e-9)
+            logs["images_per_second"] = self._steps * self.batch_size / elapsed

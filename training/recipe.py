@@ -1,0 +1,227 @@
+"""What a recipe is, and how the command line changes one. Imports neither Keras nor a backend."""
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import pathlib
+from typing import Any
+
+__all__ = ["Recipe", "add_overrides", "load_recipe", "recipe_names", "with_overrides"]
+
+RECIPES = pathlib.Path(__file__).parent / "recipes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run computes. Every field is an option of ``train.py``.
+
+    Attributes:
+        model: A name of ``keras_hybrid.list_models()``.
+        model_arguments: Further keywords of its builder.
+        data: Training images: a folder, .zip, .csv, .npz, ``tfds:NAME`` or
+            ``synthetic:IDENTITIESxIMAGES`` (``keras_hybrid.data.open_source``).
+        images: For a .csv: the folder or .zip its files are relative to.
+        train_split: Split of ``data`` to train on: a value of the CSV's split column, a TFDS split.
+        test_split: Split of ``data`` to test on. ``None``: ``test_fraction`` of each identity.
+        test_fraction: Share of each identity's images that is held out when there is no split.
+        data_options: Further keywords of ``open_source``.
+        image_size: Side of the images in pixels.
+        batch_size: Images in a step.
+        epochs: Passes over the training images.
+        loss: "arcface", "cosface", "sphereface", "curricularface", "adaface" or "softmax"
+            (cross-entropy on scaled cosines: a margin of 0).
+        margin: Of the loss. ``None``: the loss's own default.
+        scale: Factor on the cosines (the papers' s).
+        optimizer: "adamw", "adam" or "sgd".
+        learning_rate: Peak learning rate.
+        schedule: "cosine" (to zero), "cosine_restarts" or "constant".
+        warmup_epochs: Epochs of linear warm-up, for "cosine".
+        restart_steps: First period of "cosine_restarts" in steps (the papers' T_init).
+        restart_factor: Growth of the periods (T_mult).
+        weight_decay: Decoupled, on matrices and kernels only: not on biases, normalisation,
+            position embeddings and relative position tables.
+        beta_2: Of Adam and AdamW.
+        momentum: Of SGD.
+        clip_norm: Largest global norm of the gradients, or ``None``.
+        augment: Whether to augment with ``face_augmentation``.
+        augmentation: Keywords of ``face_augmentation``.
+        validation_every: Epochs between validations; the last epoch is always validated.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        seed: Of initial weights, data order, augmentation and dropout.
+        checkpoint_steps: Steps between checkpoints within an epoch, besides one at each epoch's
+            end: what a killed run loses at most.
+        workers: Threads that prepare batches.
+        pairs: Optional images for the closing verification: an LFW-style pairs file, or
+            ``synthetic:IDENTITIESxIMAGES`` for people that are not in ``data``.
+        pairs_images: For a pairs file: the folder or .zip of its images.
+        export: Formats to write at the end, joined by "+": "litert", "int8", "saved_model", "onnx";
+            or "none".
+    """
+
+    model: str
+    data: str
+    model_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    images: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    test_fraction: float = 0.2
+    data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    image_size: int = 64
+    batch_size: int = 64
+    epochs: int = 40
+    loss: str = "cosface"
+    margin: float | None = None
+    scale: float = 30.0
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_epochs: float = 4.0
+    restart_steps: int = 1000
+    restart_factor: float = 1.0
+    weight_decay: float = 0.05
+    beta_2: float = 0.99
+    momentum: float = 0.9
+    clip_norm: float | None = 2.0
+    augment: bool = True
+    augmentation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    validation_every: int = 4
+    precision: str = "float32"
+    seed: int = 0
+    checkpoint_steps: int = 500
+    workers: int = 1
+    pairs: str | None = None
+    pairs_images: str | None = None
+    export: str = "none"
+
+    def __post_init__(self):
+        accepted = {
+            "loss": (
+                "arcface",
+                "cosface",
+                "sphereface",
+                "curricularface",
+                "adaface",
+                "softmax",
+            ),
+            "optimizer": ("adamw", "adam", "sgd"),
+            "schedule": ("cosine", "cosine_restarts", "constant"),
+            "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+        }
+        for name, values in accepted.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(values)}; got {getattr(self, name)!r}."
+                )
+        for name in (
+            "image_size",
+            "batch_size",
+            "epochs",
+            "restart_steps",
+            "checkpoint_steps",
+            "validation_every",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer; got {value!r}.")
+        for name in ("learning_rate", "scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name)!r}.")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction must be in (0, 1); got {self.test_fraction!r}.")
+        if (self.train_split is None) != (self.test_split is None):
+            raise ValueError(
+                "train_split and test_split belong together; got "
+                f"train_split={self.train_split!r}, test_split={self.test_split!r}."
+            )
+        formats = ("none", "litert", "int8", "saved_model", "onnx")
+        if not set(self.export.split("+")) <= set(formats):
+            raise ValueError(
+                f"export must be of {', '.join(formats)}, joined by '+'; got {self.export!r}."
+            )
+        synthetic = (self.pairs or "").startswith("synthetic:")
+        if (self.pairs is None or synthetic) != (self.pairs_images is None):
+            raise ValueError(
+                "A pairs file and pairs_images belong together; got "
+                f"pairs={self.pairs!r}, pairs_images={self.pairs_images!r}."
+            )
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the project, sorted."""
+    return sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return the ``recipe`` of ``training/recipes/NAME.py``.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    if name not in recipe_names():
+        raise ValueError(f"No recipe is named {name!r}; there are: {', '.join(recipe_names())}.")
+    return importlib.import_module(f"training.recipes.{name}").recipe
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` one option for every field of a recipe."""
+    group = parser.add_argument_group("recipe values (each overrides the recipe's)")
+    for field in dataclasses.fields(Recipe):
+        option = f"--{field.name.replace('_', '-')}"
+        if field.name in ("model_arguments", "data_options", "augmentation"):
+            group.add_argument(
+                option, nargs="+", metavar="KEY=VALUE", help="added to the recipe's, key by key"
+            )
+        else:
+            group.add_argument(option, metavar="VALUE")
+
+
+def with_overrides(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """Return the recipe with the values that were given on the command line.
+
+    Raises:
+        ValueError: If a value has the wrong type for its field; the message names the option.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(Recipe):
+        given = getattr(arguments, field.name, None)
+        if given is None:
+            continue
+        option = f"--{field.name.replace('_', '-')}"
+        if isinstance(given, list):
+            changes[field.name] = {**getattr(recipe, field.name), **_pairs(option, given)}
+        else:
+            changes[field.name] = _convert(option, given, field.type)
+    return dataclasses.replace(recipe, **changes)
+
+
+def _pairs(option: str, items: list[str]) -> dict[str, Any]:
+    values = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"{option} takes KEY=VALUE, got {item!r}.")
+        values[key] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _convert(option: str, text: str, kind: Any) -> Any:
+    kinds = getattr(kind, "__args__", (kind,))
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    target = next(k for k in kinds if k is not type(None))
+    if target is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{option} must be true or false; got {text!r}.")
+        return text.lower() == "true"
+    try:
+        return target(text)
+    except ValueError:
+        raise ValueError(f"{option} must be {target.__name__}; got {text!r}.") from None

@@ -1,0 +1,45 @@
+"""FaceRec as in the paper's first attempt: Figure 3, first value of each pair of braces.
+
+Command: ``python training/train.py facerec_attempt1 --data faces.csv --images faces.zip
+--train-split train --test-split test`` (a CSV of files, labels and splits; the paper has 306
+CelebA identities, 7,342 training and 1,839 test images of 256×256, which cannot be redistributed).
+Hardware: the paper names a T4 GPU and four hours.
+Expected: the paper reports 20.36 % top-1 for its second attempt and no figure for this one, only
+that the test loss stalled near 5.2.
+Measured: not yet at this size; see ``benchmarks/results`` for the same proportions at 64×64.
+
+Ours where the paper is silent: flip as the only augmentation. Adam without weight decay.
+"""
+
+from training.recipe import Recipe
+
+recipe = Recipe(
+    model="facerec",
+    data="faces.csv",
+    images="faces.zip",
+    train_split="train",
+    test_split="test",
+    image_size=256,
+    batch_size=128,
+    epochs=12,
+    loss="arcface",
+    margin=0.5,
+    scale=64.0,
+    optimizer="adam",
+    learning_rate=1e-3,
+    beta_2=0.999,
+    weight_decay=0.0,
+    clip_norm=None,
+    schedule="cosine_restarts",
+    restart_steps=1000,
+    restart_factor=1.0,
+    augmentation={
+        "shift": 0.0,
+        "scale": 0.0,
+        "rotation": 0.0,
+        "jitter": 0.0,
+        "grey": 0.0,
+        "erasing": 0.0,
+    },
+    validation_every=1,
+)

@@ -1,0 +1,13 @@
+"""FaceRec-small on photographs of your own identities: the recipe of ours for small face data.
+
+Command: ``python training/train.py facerec_small --data faces/`` for a folder with a folder for
+each identity, or ``--data faces.csv --images faces.zip --train-split train --test-split test``.
+Hardware: two CPU cores suffice at 64×64; any CUDA GPU with ``--precision mixed_bfloat16``.
+Measured: see ``benchmarks/results/facerec_306.csv``.
+
+CosFace at s 30 is the default because s 64 saturates early with few identities.
+"""
+
+from training.recipe import Recipe
+
+recipe = Recipe(model="facerec_small", data="faces/")

@@ -1,0 +1,30 @@
+"""FaceRec-small on faces that the library draws itself: minutes, no download.
+
+Command: ``python training/train.py quickstart``
+Hardware: any; written for two CPU cores.
+"""
+
+from training.recipe import Recipe
+
+recipe = Recipe(
+    model="facerec_small",
+    model_arguments={
+        "stem_channels": (16, 32),
+        "stem_blocks": (0, 1),
+        "dim": 96,
+        "depth": 2,
+        "num_heads": 3,
+        "conv_dim": 48,
+        "embedding_dim": 128,
+        "drop_path": 0.0,
+    },
+    data="synthetic:48x40",
+    image_size=48,
+    batch_size=64,
+    epochs=12,
+    warmup_epochs=1,
+    learning_rate=2e-3,
+    validation_every=2,
+    pairs="synthetic:40x10",
+    export="litert+int8",
+)

@@ -1,0 +1,181 @@
+"""The end of a run: test, verify, export, and the report that shows it."""
+
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+
+from training.recipe import Recipe
+
+__all__ = ["finish"]
+
+
+def finish(
+    recipe: Recipe,
+    model,
+    train,
+    test,
+    pairs,
+    history: list[dict],
+    seconds: float,
+    settings: dict,
+    out: pathlib.Path,
+) -> dict:
+    """Test and verify the trained model, export it, and write ``results.json`` and a report.
+
+    Args:
+        recipe: What was run.
+        model: The trained model.
+        train: Training images, for calibration.
+        test: Test images of the same identities.
+        pairs: ``PairList`` of people it was not trained on, or ``None``.
+        history: Logs of each epoch.
+        seconds: Training time, validation included.
+        settings: The recipe's values and the backend.
+        out: Folder to write to.
+
+    Returns:
+        The results.
+    """
+    from keras_hybrid import evaluation
+
+    figures, tables = {}, {}
+    plain = evaluation.evaluate_classifier(
+        model, test.images, test.labels, class_names=test.class_names
+    )
+    flipped = evaluation.evaluate_classifier(
+        model, test.images, test.labels, class_names=test.class_names, flip=True
+    )
+    last = history[-1] if history else {}
+    results = {
+        "model": recipe.model,
+        "parameters": model.count_params(),
+        "identities": len(test.class_names),
+        "top1": plain.top1,
+        "top5": plain.top_k.get(5),
+        "top1_flip": flipped.top1,
+        "top5_flip": flipped.top_k.get(5),
+        "precision_macro": plain.precision_macro,
+        "recall_macro": plain.recall_macro,
+        "f1_macro": plain.f1_macro,
+        "epochs": len(history),
+        "seconds": seconds,
+        "images_per_second": last.get("images_per_second"),
+        "loss": last.get("loss"),
+        "seed": recipe.seed,
+        "commit": _commit(),
+        "command": _command(),
+    }
+    summary = {
+        "Top-1": f"{plain.top1:.1%}",
+        "Top-1, flip averaged": f"{flipped.top1:.1%}",
+        "Identities": len(test.class_names),
+        "Parameters": model.count_params(),
+        "Training time": f"{seconds / 60:.1f} min",
+    }
+    tables["Identification of the test images"] = {
+        name: {
+            "top-1": f"{r.top1:.2%}",
+            "top-5": f"{r.top_k[5]:.2%}" if 5 in r.top_k else "–",
+            "precision": f"{r.precision_macro:.2%}",
+            "recall": f"{r.recall_macro:.2%}",
+            "F1": f"{r.f1_macro:.2%}",
+        }
+        for name, r in (("single crop", plain), ("crop and mirror image", flipped))
+    }
+    tables["Most confused"] = [
+        {"is": c.true_class, "taken for": c.predicted_class, "times": c.count}
+        for c in plain.most_confused(8)
+    ]
+    if pairs is not None:
+        verified = evaluation.evaluate_pairs(model, pairs, flip=True)
+        results["verification"] = verified.to_dict()
+        summary["Verification"] = f"{verified.accuracy:.1%} ± {verified.accuracy_std:.1%}"
+        tables["Verification of people not trained on"] = {
+            "accuracy": f"{verified.accuracy:.2%} ± {verified.accuracy_std:.2%}",
+            "threshold (cosine)": f"{verified.threshold:.3f}",
+            "area under ROC": f"{verified.auc:.4f}",
+            "equal error rate": f"{verified.eer:.2%}",
+            "pairs": len(pairs),
+        }
+        figures["ROC of the verification"] = evaluation.plot_roc(
+            {recipe.model: verified}, out / "roc.png"
+        )
+        figures["Scores of the pairs"] = evaluation.plot_scores(verified, out / "scores.png")
+    if recipe.export != "none":
+        exported = _export(recipe, model, train, out)
+        results["export"] = exported
+        tables["Exported files"] = [
+            {
+                "file": row["path"],
+                "kB": round(row["size_bytes"] / 1024),
+                "largest difference": f"{row['max_abs_difference']:.2g}",
+            }
+            for row in exported
+        ]
+    (out / "results.json").write_text(json.dumps(results, indent=1, default=str))
+    report = evaluation.write_report(
+        out / "report.html",
+        title=f"{recipe.model} on {recipe.data}",
+        summary=summary,
+        history=out / "history.csv" if history else None,
+        tables=tables,
+        figures=figures,
+        configuration=settings,
+        environment={**evaluation.environment(), "command": _command()},
+    )
+    _print_table(tables, report)
+    return results
+
+
+def _export(recipe: Recipe, model, train, out: pathlib.Path) -> list[dict]:
+    from keras_hybrid import export
+
+    calibration = train.images[:: max(1, len(train.images) // 128)][:128].astype("float32")
+    reports = []
+    for kind in recipe.export.split("+"):
+        print(f"Exporting {kind} …", flush=True)
+        if kind == "saved_model":
+            reports.append(export.to_saved_model(model, out / "saved_model", output="embedding"))
+        elif kind == "onnx":
+            reports.append(export.to_onnx(model, out / "model.onnx", output="embedding"))
+        else:
+            reports.append(
+                export.to_litert(
+                    model,
+                    out / ("model.tflite" if kind == "litert" else "model_int8.tflite"),
+                    output="embedding",
+                    quantization=None if kind == "litert" else "int8",
+                    representative_data=calibration,
+                )
+            )
+    return [report.to_dict() for report in reports]
+
+
+def _print_table(tables: dict, report: pathlib.Path) -> None:
+    for caption, table in tables.items():
+        if caption == "Most confused":
+            continue
+        print(f"\n{caption}")
+        rows = table if isinstance(table, list) else [table]
+        if isinstance(table, dict) and all(isinstance(v, dict) for v in table.values()):
+            rows = [{"": name, **row} for name, row in table.items()]
+        for row in rows:
+            print("  " + "   ".join(f"{key} {value}".strip() for key, value in row.items()))
+    print(f"\nReport: {report.resolve()}", flush=True)
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+def _commit() -> str | None:
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or None

@@ -1,0 +1,320 @@
+"""Train a recipe: ``python training/train.py RECIPE [--out FOLDER] [--epochs 10] …``.
+
+Run the same command again to continue a run that was stopped, however it was stopped.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import logging
+import os
+import pathlib
+import sys
+
+if __package__ in (None, ""):  # run as a file: find the package beside this folder
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
+
+LOG = logging.getLogger("training")
+
+
+def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recipe]:
+    """Read the command line; neither Keras nor a backend is loaded yet."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description="Train a recipe, or continue it where it stopped."
+    )
+    parser.add_argument("recipe", help=f"one of: {', '.join(recipe_names())}")
+    parser.add_argument("--out", help="folder of the run (default: runs/RECIPE)")
+    parser.add_argument(
+        "--backend", choices=("tensorflow", "jax", "torch"), help="sets KERAS_BACKEND"
+    )
+    parser.add_argument("--restart", action="store_true", help="throw an earlier run away")
+    parser.add_argument("--quiet", action="store_true", help="one line for each epoch")
+    add_overrides(parser)
+    given = parser.parse_args(arguments)
+    try:
+        return given, with_overrides(load_recipe(given.recipe), given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def load_data(recipe: Recipe):
+    """Return (training images, test images), both ``keras_hybrid.data.LoadedImages``."""
+    from keras_hybrid import data
+
+    options = dict(recipe.data_options)
+    if recipe.data.startswith("synthetic:"):
+        options["image_size"] = recipe.image_size
+    if recipe.images is not None:
+        options["images"] = recipe.images
+    if recipe.train_split is not None:
+        train = data.open_source(recipe.data, split=recipe.train_split, **options)
+        test = data.open_source(recipe.data, split=recipe.test_split, **options)
+        if list(train.class_names) != list(test.class_names):
+            raise ValueError(
+                f"train_split={recipe.train_split!r} and test_split={recipe.test_split!r} of "
+                f"{recipe.data} do not have the same classes."
+            )
+    else:
+        source = data.open_source(recipe.data, **options)
+        train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
+    return data.load_arrays(train, recipe.image_size), data.load_arrays(test, recipe.image_size)
+
+
+def load_pairs(recipe: Recipe):
+    """Return the ``PairList`` of the closing verification, or ``None``."""
+    from keras_hybrid import data
+
+    if recipe.pairs is None:
+        return None
+    if recipe.pairs.startswith("synthetic:"):
+        known = int(recipe.data.removeprefix("synthetic:").partition("x")[0])
+        strangers = data.open_source(
+            recipe.pairs, image_size=recipe.image_size, first_identity=known
+        )
+        return data.make_pairs(strangers, seed=recipe.seed)
+    return data.read_lfw_pairs(recipe.pairs, images=recipe.pairs_images)
+
+
+def build_loss(recipe: Recipe):
+    """Return the recipe's loss."""
+    from keras_hybrid import losses
+
+    if recipe.loss == "softmax":
+        return losses.CosFace(margin=0.0, scale=recipe.scale)
+    kind = {
+        "arcface": losses.ArcFace,
+        "cosface": losses.CosFace,
+        "sphereface": losses.SphereFace,
+        "curricularface": losses.CurricularFace,
+        "adaface": losses.AdaFace,
+    }[recipe.loss]
+    margin = {} if recipe.margin is None else {"margin": recipe.margin}
+    return kind(scale=recipe.scale, **margin)
+
+
+def build_optimizer(recipe: Recipe, steps_per_epoch: int):
+    """Return the recipe's optimizer with its learning-rate schedule."""
+    import keras
+
+    if recipe.schedule == "cosine":
+        total = recipe.epochs * steps_per_epoch
+        warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total - 1)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else recipe.learning_rate,
+            total - warmup,
+            warmup_target=recipe.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    elif recipe.schedule == "cosine_restarts":
+        rate = keras.optimizers.schedules.CosineDecayRestarts(
+            recipe.learning_rate, recipe.restart_steps, t_mul=recipe.restart_factor
+        )
+    else:
+        rate = recipe.learning_rate
+    common = {
+        "learning_rate": rate,
+        "weight_decay": recipe.weight_decay or None,
+        "global_clipnorm": recipe.clip_norm,
+    }
+    if recipe.optimizer == "sgd":
+        return keras.optimizers.SGD(momentum=recipe.momentum, **common)
+    kind = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[recipe.optimizer]
+    if recipe.optimizer == "adamw":
+        common["weight_decay"] = recipe.weight_decay
+    return kind(beta_2=recipe.beta_2, **common)
+
+
+def without_weight_decay(model) -> list:
+    """Return the variables that must not decay: vectors, and tables of positions."""
+    return [
+        variable
+        for variable in model.trainable_variables
+        if len(variable.shape) <= 1 or "position" in variable.path or "token" in variable.path
+    ]
+
+
+def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
+    """Return the recipe's compiled model."""
+    import keras_hybrid as kh
+
+    arguments = {
+        "classes": classes,
+        "input_shape": (recipe.image_size, recipe.image_size, 3),
+        "classifier": "cosine",
+        **recipe.model_arguments,
+    }
+    model = kh.create_model(recipe.model, **arguments)
+    optimizer = build_optimizer(recipe, steps_per_epoch)
+    if recipe.weight_decay:
+        optimizer.exclude_from_weight_decay(var_list=without_weight_decay(model))
+    model.compile(
+        optimizer,
+        loss=build_loss(recipe),
+        metrics=["accuracy", kh.metrics.MeanTargetCosine(name="target_cosine")],
+    )
+    return model
+
+
+def fit(
+    recipe: Recipe,
+    model,
+    train,
+    test,
+    out: pathlib.Path,
+    *,
+    settings: dict,
+    restart: bool,
+    verbose: int,
+):
+    """Train ``model`` to the recipe's last epoch, continuing ``out``'s checkpoint if there is one.
+
+    Returns:
+        (history, seconds): one dictionary for each epoch, and the training time of all runs.
+    """
+    import keras
+
+    from keras_hybrid import data
+    from training.checkpoint import Checkpoint, StopAtNaN, Throughput
+
+    augment = data.face_augmentation(**recipe.augmentation) if recipe.augment else None
+    batches = data.Batches(
+        train.images,
+        train.labels,
+        recipe.batch_size,
+        seed=recipe.seed,
+        augment=augment,
+        drop_remainder=len(train.labels) >= recipe.batch_size,
+        workers=recipe.workers,
+    )
+    checkpoint = Checkpoint(out, batches, recipe.checkpoint_steps, settings)
+    checkpoint.set_model(model)
+    if restart:
+        checkpoint.discard()
+    if checkpoint.restore():
+        print(f"Continuing at epoch {batches.epoch + 1}, batch {batches.start_batch}.", flush=True)
+    accuracies = [row["val_accuracy"] for row in checkpoint.history if "val_accuracy" in row]
+    callbacks = [
+        batches.callback(),
+        Throughput(recipe.batch_size),
+        StopAtNaN(),
+        keras.callbacks.ModelCheckpoint(
+            str(out / "best.keras"),
+            monitor="val_accuracy",
+            mode="max",
+            save_best_only=True,
+            initial_value_threshold=max(accuracies, default=None),
+        ),
+        checkpoint,
+        *_tensorboard(out / "tensorboard"),
+    ]
+    validation = (test.images, test.labels)
+    # An epoch that was broken off is finished by a fit of its own: Keras counts steps once a fit.
+    stops = [batches.epoch + 1, recipe.epochs] if batches.start_batch else [recipe.epochs]
+    for stop in stops:
+        if batches.epoch >= stop:
+            continue
+        model.fit(
+            batches,
+            initial_epoch=batches.epoch,
+            epochs=stop,
+            validation_data=validation,
+            validation_batch_size=recipe.batch_size,
+            validation_freq=_validated_epochs(recipe),
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+    return checkpoint.history, checkpoint.seconds
+
+
+def _validated_epochs(recipe: Recipe) -> list[int]:
+    """Return the epochs, counted from 1, that end with a validation."""
+    every = range(recipe.validation_every, recipe.epochs + 1, recipe.validation_every)
+    return sorted({*every, recipe.epochs})
+
+
+def _tensorboard(folder: pathlib.Path) -> list:
+    import keras
+
+    if importlib.util.find_spec("tensorflow") is None:
+        LOG.warning("TensorBoard logs need TensorFlow, which is not installed: none are written.")
+        return []
+    return [keras.callbacks.TensorBoard(str(folder), write_graph=False)]
+
+
+def run(recipe: Recipe, out: pathlib.Path, *, restart: bool = False, verbose: int = 1) -> dict:
+    """Train, test, verify, export and report a recipe.
+
+    Args:
+        recipe: What to run.
+        out: Folder of the run; an unfinished run in it is continued.
+        restart: Whether to throw an earlier run in ``out`` away.
+        verbose: Of ``model.fit``.
+
+    Returns:
+        The results, as written to ``results.json``.
+
+    Raises:
+        ValueError: If the recipe, its data or the run in ``out`` do not fit.
+        FloatingPointError: If the loss is no longer a number.
+    """
+    import keras
+
+    from training.report import finish
+
+    keras.utils.set_random_seed(recipe.seed)
+    keras.config.set_dtype_policy(recipe.precision)
+    train, test = load_data(recipe)
+    pairs = load_pairs(recipe)
+    classes = len(train.class_names)
+    steps = max(1, len(train.labels) // recipe.batch_size)
+    model = build_model(recipe, classes, steps)
+    print(
+        f"{recipe.model}: {model.count_params():,} parameters, {classes} identities, "
+        f"{len(train.labels):,} training and {len(test.labels):,} test images, "
+        f"{keras.backend.backend()}, {recipe.precision}",
+        flush=True,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {**dataclasses.asdict(recipe), "backend": keras.backend.backend()}
+    history, seconds = fit(
+        recipe, model, train, test, out, settings=settings, restart=restart, verbose=verbose
+    )
+    model.save(out / "last.keras")
+    return finish(recipe, model, train, test, pairs, history, seconds, settings, out)
+
+
+def default_backend() -> str:
+    """Return the first backend that is installed, in Keras's own order.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for backend in ("tensorflow", "jax", "torch"):
+        if importlib.util.find_spec(backend) is not None:
+            return backend
+    raise ValueError(
+        "Keras needs a backend: pip install keras-hybrid[tensorflow], [jax] or [torch]."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    given, recipe = parse(arguments)
+    if given.backend:
+        os.environ["KERAS_BACKEND"] = given.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    out = pathlib.Path(given.out or f"runs/{given.recipe}")
+    try:
+        os.environ.setdefault("KERAS_BACKEND", default_backend())
+        run(recipe, out, restart=given.restart, verbose=2 if given.quiet else 1)
+    except (ValueError, FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
