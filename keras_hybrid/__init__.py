@@ -1,33 +1,34 @@
-"""CNN + attention hybrids for Keras 3.
+"""CNN + attention hybrids for Keras 3: face recognition with margin losses, image classification.
 
-Sub-packages load on first use, so ``import keras_hybrid`` costs little more than ``import keras``.
+Importing this package registers every layer, loss and model class, so that
+``keras.models.load_model`` finds them. What works with data, plots or files loads on first use.
 """
 
 import importlib
 
+from keras_hybrid import applications, layers, losses, metrics
 from keras_hybrid._version import __version__
+from keras_hybrid.applications.registry import create_model, list_models, model_info
 
-_SUBMODULES = (
+_LAZY = ("data", "evaluation", "explain", "export")
+
+__all__ = [
+    "__version__",
     "applications",
-    "data",
-    "evaluation",
-    "explain",
-    "export",
+    "create_model",
     "layers",
+    "list_models",
     "losses",
     "metrics",
-)
-_REGISTRY_FUNCTIONS = ("create_model", "list_models", "model_info")
-
-__all__ = ["__version__", *_SUBMODULES, *_REGISTRY_FUNCTIONS]
+    "model_info",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str):
-    """Import a sub-package or a registry function when it is first asked for."""
-    if name in _SUBMODULES:
+    """Import a sub-package when it is first asked for."""
+    if name in _LAZY:
         return importlib.import_module(f"keras_hybrid.{name}")
-    if name in _REGISTRY_FUNCTIONS:
-        return getattr(importlib.import_module("keras_hybrid.applications.registry"), name)
     raise AttributeError(f"module 'keras_hybrid' has no attribute {name!r}")
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import keras
+from keras import ops
 
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
@@ -215,11 +216,8 @@ def build_model(
         x = keras.layers.Activation("linear", dtype="float32", name="embedding")(x)
     if not include_top:
         if pooling in ("avg", "max"):
-            rank = len(features.shape) - 2
-            kind = "Average" if pooling == "avg" else "Max"
-            x = getattr(keras.layers, f"Global{kind}Pooling{rank}D")(name=f"{pooling}_pool")(
-                features
-            )
+            axes = tuple(range(1, len(features.shape) - 1))
+            x = (ops.mean if pooling == "avg" else ops.max)(features, axis=axes)
         elif pooling is None:
             x = features
         model = keras.Model(root, x, name=name)

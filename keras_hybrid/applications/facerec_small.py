@@ -11,7 +11,8 @@ its heart: those logits, added in every layer, and sequence pooling. What change
 - Depthwise 3×3 convolutions before each attention and inside each MLP (as in CMT, Guo et al. 2022)
   and Swin's relative position table give the locality that small data cannot teach.
 - Beside sequence pooling, which weighs tokens by content, a global depthwise convolution
-  (MobileFaceNets, Chen et al. 2018) weighs them by place: an aligned face has its eyes at one place.
+  (MobileFaceNets, Chen et al. 2018) weighs them by place: aligned faces have their eyes in
+  one place.
 """
 
 import functools

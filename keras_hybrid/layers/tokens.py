@@ -43,7 +43,7 @@ class ImageToPatches(keras.layers.Layer):
         return (batch, (height // size) * (width // size), size * size * channels)
 
     def call(self, inputs):
-        _, height, width, channels = inputs.shape
+        _, _, width, channels = inputs.shape
         _, patches, length = self.compute_output_shape(inputs.shape)
         size, columns = self.patch_size, width // self.patch_size
         # (batch · patch rows, row in patch, patch column, column in patch · channel)

@@ -12,7 +12,7 @@ A margin loss takes what a cosine classifier puts out, cosθ of shape (batch, cl
 | `SphereFace` | cos(m·θ) | Liu et al. 2017, arXiv:1704.08063, eq. 7 |
 | `CombinedMargin` | cos(m1·θ + m2) − m3 | Deng et al. 2019, eq. 4 |
 | `CurricularFace` | ArcFace's; hard negatives raised | Huang et al. 2020, arXiv:2004.00288 |
-| `AdaFace` | margin by image quality | Kim et al. 2022, arXiv:2204.00964, eq. 10–14 |
+| `AdaFace` | margin by image quality | Kim et al. 2022, arXiv:2204.00964 |
 
 Everything here computes in float32 whatever the dtype policy: half precision cannot represent
 class ids above 2048 (float16) or 256 (bfloat16), nor angles near 0.
@@ -669,7 +669,7 @@ class CurricularFace(AdaptiveMarginLoss):
     """ArcFace whose hard negatives weigh more as training goes on.
 
     Huang et al. 2020, "CurricularFace: Adaptive Curriculum Learning Loss for Deep Face
-    Recognition", eq. 5–10. A negative with cosθ_j > cos(θ_y + m) gets cosθ_j·(t + cosθ_j) in place
+    Recognition". A negative with cosθ_j > cos(θ_y + m) gets cosθ_j·(t + cosθ_j) in place
     of cosθ_j. t is the running mean of the target's cosine, t ← (1 − momentum)·mean(cosθ_y) +
     momentum·t, updated before use, without gradient. The target, with fallback, is that of
     `ArcFace`; its gradient is exact. As in the authors' code, the comparison that finds hard
@@ -756,13 +756,13 @@ class CurricularFace(AdaptiveMarginLoss):
 class AdaFace(AdaptiveMarginLoss):
     """Margins by image quality, read off the norm of the embedding.
 
-    Kim et al. 2022, "AdaFace: Quality Adaptive Margin for Face Recognition", eq. 10–14. With
-    z = clip(h·(‖x‖ − μ)/(σ + ε), −1, 1) the target is cos(θ − m·z) − (m + m·z): the sharper the
-    image, the more like a CosFace with a wide margin; the worse, the more like an ArcFace whose
-    margin shrinks for hard samples. μ and σ are running mean and (unbiased) standard deviation of
-    the norms, updated before use, without gradient. As in the authors' code, norms are clipped to
-    [0.001, 100], cosines to ±(1 − ε) and the target's angle to [ε, π − ε]; beyond a clip there is
-    no gradient.
+    Kim et al. 2022, "AdaFace: Quality Adaptive Margin for Face Recognition" (g_angle, g_add). With
+    z = clip(h·(‖x‖ − μ)/(σ + ε), −1, 1) the target is cos(θ − m·z) − (m + m·z): ArcFace for the
+    worst images (z = −1), CosFace for middling ones (z = 0), and for the best (z = 1) a cosine
+    margin of 2m with a negative angle, which weighs hard samples more. μ and σ are running
+    mean and (unbiased) standard deviation of the norms, updated before use, without gradient. As in
+    the authors' code, norms are clipped to [0.001, 100], cosines to ±(1 − ε) and the target's angle
+    to [ε, π − ε]; beyond a clip there is no gradient.
 
     Unlike there: `t_alpha` is by default the 0.01 that the paper (α = 0.99) and their training
     script have, not their class's 1.0; and a batch of one image, whose standard deviation does not
