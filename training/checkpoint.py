@@ -25,7 +25,8 @@ class Checkpoint(keras.callbacks.Callback):
     in one step, last. A kill at any moment leaves the previous checkpoint valid.
 
     Keras's ``BackupAndRestore`` restarts the epoch it was killed in with the weights of its middle;
-    this one goes on with the next batch.
+    this one goes on with the next batch. ``best.keras`` is the model at its highest validation
+    accuracy.
 
     Args:
         folder: Folder of the run; checkpoints go to ``checkpoint/`` in it, the history also to
@@ -156,6 +157,10 @@ class Checkpoint(keras.callbacks.Callback):
         logs = {key: float(value) for key, value in (logs or {}).items()}
         now = time.monotonic()
         self.history.append({"epoch": epoch, **logs, "seconds": self.seconds + now - self._since})
+        if "val_accuracy" in logs and logs["val_accuracy"] >= max(
+            row.get("val_accuracy", -1.0) for row in self.history
+        ):
+            self.model.save(self.folder.parent / "best.keras")
         self.save(epoch + 1, 0)
         self._write_csv()
 

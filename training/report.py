@@ -85,7 +85,7 @@ def finish(
         for name, r in (("single crop", plain), ("crop and mirror image", flipped))
     }
     tables["Most confused"] = [
-        {"is": c.true_class, "taken for": c.predicted_class, "times": c.count}
+        {"is": c.true, "taken for": c.predicted, "times": c.count}
         for c in plain.most_confused(8)
     ]
     if pairs is not None:

@@ -173,8 +173,6 @@ def fit(
     Returns:
         (history, seconds): one dictionary for each epoch, and the training time of all runs.
     """
-    import keras
-
     from keras_hybrid import data
     from training.checkpoint import Checkpoint, StopAtNaN, Throughput
 
@@ -194,18 +192,10 @@ def fit(
         checkpoint.discard()
     if checkpoint.restore():
         print(f"Continuing at epoch {batches.epoch + 1}, batch {batches.start_batch}.", flush=True)
-    accuracies = [row["val_accuracy"] for row in checkpoint.history if "val_accuracy" in row]
     callbacks = [
         batches.callback(),
         Throughput(recipe.batch_size),
         StopAtNaN(),
-        keras.callbacks.ModelCheckpoint(
-            str(out / "best.keras"),
-            monitor="val_accuracy",
-            mode="max",
-            save_best_only=True,
-            initial_value_threshold=max(accuracies, default=None),
-        ),
         checkpoint,
         *_tensorboard(out / "tensorboard"),
     ]

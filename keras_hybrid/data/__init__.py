@@ -9,7 +9,7 @@ is no photograph; :func:`read_lfw_pairs` reads verification protocols.
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
 from keras_hybrid.data.files import UnreadableImageError
 from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
-from keras_hybrid.data.pairs import PairList, read_lfw_pairs
+from keras_hybrid.data.pairs import PairList, make_pairs, read_lfw_pairs
 from keras_hybrid.data.sources import (
     ArraySource,
     CSVSource,
@@ -40,6 +40,7 @@ __all__ = [
     "ZipSource",
     "face_augmentation",
     "load_arrays",
+    "make_pairs",
     "open_source",
     "read_lfw_pairs",
     "split_source",

@@ -18,8 +18,9 @@ from keras_hybrid.data.files import (
     resize_image,
     some,
 )
+from keras_hybrid.data.sources import ImageSource
 
-__all__ = ["PairList", "read_lfw_pairs"]
+__all__ = ["PairList", "make_pairs", "read_lfw_pairs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,3 +182,64 @@ class _Reader:
 
     def __call__(self, name: str) -> np.ndarray:
         return decode_image(self.files.bytes(name), self.files.where(name))
+
+
+def make_pairs(source: ImageSource, folds: int = 10, per_fold: int = 60, seed: int = 0) -> PairList:
+    """Draw verification pairs from labelled images, as a protocol for one's own identities.
+
+    Each fold has ``per_fold`` pairs, half of one person and half of two, and identities of its own:
+    no person is in two folds, so that a threshold is never judged on people it was chosen on.
+    The identities must not be among those the model was trained on, or the figure flatters.
+
+    Args:
+        source: Images of at least ``2 · folds`` identities, two or more images each.
+        folds: Number of folds.
+        per_fold: Pairs in each fold, an even number.
+        seed: Of the draw.
+
+    Returns:
+        The pairs, fold by fold; no pair is drawn twice.
+
+    Raises:
+        ValueError: If there are too few identities or images for that many different pairs.
+    """
+    if folds < 1 or per_fold < 2 or per_fold % 2:
+        raise ValueError(
+            "`folds` must be at least 1 and `per_fold` a positive even number, got "
+            f"folds={folds}, per_fold={per_fold}."
+        )
+    generator = np.random.default_rng(seed)
+    labels = np.asarray(source.labels)
+    identities = generator.permutation(np.unique(labels))
+    if len(identities) < 2 * folds:
+        raise ValueError(
+            f"{folds} folds need at least {2 * folds} identities, got {len(identities)}: give "
+            "fewer `folds`."
+        )
+    left, right, same, fold = [], [], [], []
+    for number, group in enumerate(np.array_split(identities, folds)):
+        rows = np.flatnonzero(np.isin(labels, group))
+        first, second = np.triu_indices(len(rows), 1)
+        is_same = labels[rows[first]] == labels[rows[second]]
+        for wanted in (True, False):
+            candidates = np.flatnonzero(is_same == wanted)
+            if len(candidates) < per_fold // 2:
+                raise ValueError(
+                    f"Fold {number} has only {len(candidates)} different pairs of "
+                    f"{'one person' if wanted else 'two people'}, `per_fold`={per_fold} needs "
+                    f"{per_fold // 2}: give fewer pairs or more images."
+                )
+            chosen = np.sort(generator.choice(candidates, per_fold // 2, replace=False))
+            left += rows[first[chosen]].tolist()
+            right += rows[second[chosen]].tolist()
+            same += [wanted] * len(chosen)
+            fold += [number] * len(chosen)
+    names = [f"{row}:{path}" for row, path in enumerate(source.paths)]
+    rows_by_name = {name: row for row, name in enumerate(names)}
+    return PairList(
+        tuple(names[row] for row in left),
+        tuple(names[row] for row in right),
+        np.array(same),
+        np.array(fold),
+        lambda name: source.read(rows_by_name[name]),
+    )

@@ -1,0 +1,320 @@
+"""Grad-CAM: which parts of an image speak for a class.
+
+Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+Localization" (ICCV), eqs. 1 and 2. For transformers the tokens on their grid are the map.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_hybrid.explain.interception import float_batches, intercepted
+from keras_hybrid.layers.attention import MultiHeadSelfAttention
+
+__all__ = ["default_layer", "grad_cam"]
+
+_ATTENTION = (
+    MultiHeadSelfAttention,
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+)
+# Float16 gradients below 6e-8 vanish. The map is normalised, so a factor on the score is free.
+_HALF_PRECISION_SCALE = 1024.0
+
+
+def grad_cam(
+    model: keras.Model,
+    images: Any,
+    class_index: int | Sequence[int] | np.ndarray | None = None,
+    layer: str | None = None,
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Return a heat map for each image: what in it raises the score of a class.
+
+    ``ReLU(Σ_k α_k A_k)``, where A_k is channel k of ``layer``'s output and α_k the mean over
+    places of the gradient of the class's score with respect to it; enlarged to the image
+    (bilinear) and divided by its maximum.
+
+    Args:
+        model: A Functional or Sequential model from images to scores (batch, classes). The
+            gradient is that of the model's output: a cosine or a logit. A softmax at the end
+            mixes the other classes in.
+        images: Array (batch, height, width, channels), as the model takes them.
+        class_index: The class to explain: one for all images, or one for each, (batch,). ``None``:
+            the class with the highest score of each image.
+        layer: Name of the layer whose output is explained: a map (batch, rows, columns, channels)
+            or tokens (batch, tokens, channels) of a grid with the image's proportions, with or
+            without a class token before them. ``None``: `default_layer`.
+        batch_size: Images that run through the model at a time.
+
+    Returns:
+        float32 (batch, height, width) in [0, 1]. The largest value of each map is 1, except where
+        nothing speaks for the class: such a map is 0 throughout.
+
+    Raises:
+        ValueError: If the model's graph is not known, its output is not (batch, classes), there is
+            no such layer or its output is neither a map nor a grid, or a class is out of range.
+    """
+    _check_model(model)
+    target = default_layer(model) if layer is None else layer
+    images = np.asarray(images)
+    maps = []
+    size = images.shape[1:3]
+    target_layer = _spatial_layer(model, target, size)
+    classes = _class_per_image(class_index, len(images), model.outputs[0].shape[-1])
+    for rows, batch in float_batches(images, batch_size):
+        maps.append(
+            _explain(model, batch, None if classes is None else classes[rows], target_layer)
+        )
+    return np.concatenate(maps)
+
+
+def default_layer(model: keras.Model) -> str:
+    """Return the name of the layer that `grad_cam` explains if it is not told which.
+
+    It is the last layer that puts out a map or a grid of tokens and that everything from image to
+    score passes through: behind it, a branch would show one part of the evidence only. In a model
+    that reads its class token, what the last block computes for the patches reaches no score, so
+    it is the last layer before the last attention.
+
+    Args:
+        model: A Functional or Sequential model.
+
+    Raises:
+        ValueError: If the model's graph is not known or no layer puts out a map.
+    """
+    _check_model(model)
+    size = tuple(model.inputs[0].shape[1:3])
+    operations, is_passage = _passages(model)
+    candidates = [
+        (position, operation)
+        for position, operation in enumerate(operations)
+        if isinstance(operation, keras.layers.Layer)
+        and not isinstance(operation, keras.layers.InputLayer)
+        and operations.count(operation) == 1
+        and _places(operation, size) > 1
+    ]
+    if not candidates:
+        raise ValueError(
+            f"Model {model.name!r} has no layer whose output is a map (batch, rows, columns, "
+            "channels) or a grid of tokens (batch, tokens, channels)."
+        )
+    best = [c for c in candidates if is_passage[c[0]]] or candidates
+    if _has_class_token(best[-1][1].output.shape, size):
+        attentions = [i for i, op in enumerate(operations) if isinstance(op, _ATTENTION)]
+        before = [c for c in candidates if attentions and c[0] < attentions[-1]]
+        best = before or best
+    return best[-1][1].name
+
+
+def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> np.ndarray:
+    """Return the maps of one batch, float32 (batch, height, width)."""
+    seen = []
+
+    def record(call, *args, **kwargs):
+        seen.append(call(*args, **kwargs))
+        return seen[-1]
+
+    with intercepted({layer: record}):
+        scores = model(images, training=False)
+    if len(seen) != 1:
+        raise ValueError(
+            f"Layer {layer.name!r} runs {len(seen)} times in model {model.name!r}; choose one that "
+            "runs once."
+        )
+    activations = seen[0]
+    if classes is None:
+        classes = ops.convert_to_numpy(scores).argmax(axis=-1)
+    chosen = ops.one_hot(ops.convert_to_tensor(classes, "int32"), scores.shape[-1])
+    half = keras.backend.standardize_dtype(activations.dtype) == "float16"
+
+    def score(activations):
+        with intercepted({layer: lambda call, *args, **kwargs: activations}):
+            outputs = ops.cast(model(images, training=False), "float32")
+        return ops.sum(outputs * chosen) * (_HALF_PRECISION_SCALE if half else 1.0)
+
+    gradient = ops.convert_to_numpy(_gradient(score, activations)).astype("float32")
+    activations = ops.convert_to_numpy(activations).astype("float32")
+    height, width = images.shape[1:3]
+    activations = _on_grid(activations, (height, width))
+    alpha = _on_grid(gradient, (height, width)).mean(axis=(1, 2), keepdims=True)  # eq. 1
+    cam = np.maximum((alpha * activations).sum(axis=-1, keepdims=True), 0)  # eq. 2
+    # Twice: the first keeps tiny gradients away from the smallest floats, the second follows
+    # interpolation, which can lower the peak.
+    cam = _divide_by_maximum(cam)
+    cam = ops.image.resize(cam, (height, width), "bilinear", data_format="channels_last")
+    return _divide_by_maximum(ops.convert_to_numpy(cam))[..., 0].astype("float32")
+
+
+def _divide_by_maximum(cam: np.ndarray) -> np.ndarray:
+    maximum = cam.max(axis=(1, 2, 3), keepdims=True)
+    return np.clip(cam / np.where(maximum > 0, maximum, 1), 0, 1)
+
+
+def _gradient(function: Callable[[Any], Any], tensor):
+    """Return the gradient of a scalar function at ``tensor``, on the backend in use."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(tensor)
+            value = function(tensor)
+        return tape.gradient(value, tensor, unconnected_gradients="zero")
+    if backend == "jax":
+        import jax
+
+        return jax.grad(function)(tensor)
+    if backend == "torch":
+        import torch
+
+        with torch.enable_grad():
+            tensor = tensor.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(function(tensor), tensor, materialize_grads=True)
+        return gradient
+    raise ValueError(f"Grad-CAM needs gradients, which the backend {backend!r} does not compute.")
+
+
+# The graph
+
+
+def _check_model(model: keras.Model) -> None:
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    if not inputs or not outputs:
+        raise ValueError(
+            f"Grad-CAM takes built Functional and Sequential models; model {model.name!r} has no "
+            "symbolic inputs."
+        )
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        raise ValueError(
+            "Grad-CAM takes models with one image input (batch, height, width, channels), got "
+            f"inputs of the shapes {[tuple(tensor.shape) for tensor in inputs]}."
+        )
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        raise ValueError(
+            "Grad-CAM takes models with one output (batch, classes), got outputs of the shapes "
+            f"{[tuple(tensor.shape) for tensor in outputs]}."
+        )
+
+
+def _passages(model: keras.Model) -> tuple[list, list[bool]]:
+    """Return the calls between image and score, and which of them every path passes through.
+
+    Returns:
+        The operations in an order in which each follows its inputs, once for each call; and for
+        each whether no path from input to output avoids it.
+    """
+    # As Sequential hides its graph behind its own tensors, walk back from the outputs.
+    order: dict[tuple[Any, int], int] = {}
+    parents: dict[tuple[Any, int], list] = {}
+
+    def call_of(tensor):
+        history = tensor._keras_history
+        return history.operation, history.node_index
+
+    pending = [call_of(tensor) for tensor in model.outputs]
+    roots = {call_of(tensor) for tensor in model.inputs}
+    while pending:
+        call = pending[-1]
+        if call in order:
+            pending.pop()
+            continue
+        if call not in parents:
+            operation, index = call
+            node = operation._inbound_nodes[index]
+            parents[call] = [] if call in roots else [call_of(t) for t in node.input_tensors]
+        waiting = [parent for parent in parents[call] if parent not in order]
+        if waiting:
+            pending += waiting
+        else:
+            order[call] = len(order)
+            pending.pop()
+    # Sorted so, a path avoids a call exactly where an edge leaps over its place.
+    latest = list(range(len(order)))  # the farthest that an edge from each place reaches
+    for call, place in order.items():
+        for parent in parents[call]:
+            latest[order[parent]] = max(latest[order[parent]], place)
+    is_passage, farthest = [], 0
+    for place in range(len(order)):
+        is_passage.append(farthest <= place)
+        farthest = max(farthest, latest[place])
+    return [operation for operation, _ in order], is_passage
+
+
+def _spatial_layer(model: keras.Model, name: str, size: tuple[int, int]) -> keras.layers.Layer:
+    layers = {layer.name: layer for layer in model.layers}
+    if name not in layers:
+        usable = [n for n, candidate in layers.items() if _places(candidate, size)]
+        raise ValueError(
+            f"Model {model.name!r} has no layer named {name!r}. Layers with a map or a grid of "
+            f"tokens: {', '.join(usable)}."
+        )
+    if not _places(layers[name], size):
+        shape = getattr(getattr(layers[name], "output", None), "shape", None)
+        raise ValueError(
+            f"layer={name!r} puts out {shape}: neither a map (batch, rows, columns, channels) nor "
+            f"tokens (batch, tokens, channels) on a grid with the proportions of {size[0]}x"
+            f"{size[1]} images."
+        )
+    return layers[name]
+
+
+def _places(layer: keras.layers.Layer, size: tuple[int | None, int | None]) -> float:
+    """Return how many places a layer's output has on the image; 0 if it is no map, inf if open."""
+    try:
+        shape = layer.output.shape
+    except (AttributeError, ValueError):  # several outputs, or not a part of a graph
+        return 0
+    if len(shape) == 4:
+        return math.inf if None in shape[1:3] else shape[1] * shape[2]
+    if len(shape) == 3 and shape[1] is not None and None not in size:
+        grid = _grid(shape[1], size) or _grid(shape[1] - 1, size)
+        return grid[0] * grid[1] if grid else 0
+    return 0
+
+
+def _has_class_token(shape: Sequence[int | None], size: tuple[int | None, int | None]) -> bool:
+    return len(shape) == 3 and not _grid(shape[1], size) and bool(_grid(shape[1] - 1, size))
+
+
+def _grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return (rows, columns) with the proportions of ``size``, or None if there is no such grid."""
+    height, width = size
+    divisor = math.gcd(height, width)
+    rows, columns = height // divisor, width // divisor
+    scale = math.isqrt(max(tokens, 0) // (rows * columns))
+    if scale and rows * columns * scale * scale == tokens:
+        return rows * scale, columns * scale
+    return None
+
+
+def _on_grid(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (batch, rows, columns, channels), without a class token."""
+    if values.ndim == 4:
+        return values
+    batch, tokens, channels = values.shape
+    grid = _grid(tokens, size)
+    if grid is None:
+        values, grid = values[:, 1:], _grid(tokens - 1, size)
+    return values.reshape(batch, *grid, channels)
+
+
+def _class_per_image(class_index, count: int, classes: int) -> np.ndarray | None:
+    if class_index is None:
+        return None
+    indices = np.asarray(class_index)
+    if indices.ndim == 0:
+        indices = np.full(count, indices)
+    if indices.shape != (count,) or indices.dtype.kind not in "iu":
+        raise ValueError(
+            f"class_index must be None, an integer or {count} integers, one for each image; got "
+            f"{class_index!r}."
+        )
+    if indices.min() < 0 or indices.max() >= classes:
+        raise ValueError(f"class_index must be in [0, {classes}), got {class_index!r}.")
+    return indices
