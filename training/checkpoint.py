@@ -48,6 +48,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.fingerprint = fingerprint
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
+        self._random_state: dict[str, np.ndarray] = {}
         self._start = 0
         self._since = time.monotonic()
 
@@ -78,10 +79,11 @@ class Checkpoint(keras.callbacks.Callback):
         self.model.optimizer.build(self.model.trainable_variables)
         with np.load(self.folder / state["file"]) as arrays:
             variables = self._variables()
-            if sorted(arrays.files) != sorted(variables):
+            if {name for name in arrays.files if name.isdigit()} != variables.keys():
                 raise ValueError(f"{self.folder / state['file']} does not fit the model.")
             for key, variable in variables.items():
                 variable.assign(arrays[key])
+            self._random_state = {key: arrays[key] for key in arrays.files if not key.isdigit()}
         self.history = state["history"]
         self.seconds = state["seconds"]
         self.batches.set_position(state["epoch"], state["batch"])
@@ -109,6 +111,7 @@ class Checkpoint(keras.callbacks.Callback):
             key: keras.ops.convert_to_numpy(variable.value)
             for key, variable in self._variables().items()
         }
+        arrays.update(_torch_random_state())
         temporary = self.folder / f".{name}.partial"
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -146,6 +149,12 @@ class Checkpoint(keras.callbacks.Callback):
         """Remember which batch of the epoch is Keras's first."""
         self._start = self.batches.start_batch
 
+    def on_train_batch_begin(self, batch, logs=None):
+        """Set PyTorch's random numbers to where the checkpoint left them, once."""
+        # Only now: on its way here ``fit`` has run the model to learn its shapes.
+        _set_torch_random_state(self._random_state)
+        self._random_state = {}
+
     def on_train_batch_end(self, batch, logs=None):
         """Write a checkpoint if it is time."""
         done = self._start + batch + 1
@@ -173,6 +182,29 @@ class Checkpoint(keras.callbacks.Callback):
             writer.writeheader()
             writer.writerows(self.history)
         os.replace(temporary, self.table)
+
+
+def _torch_random_state() -> dict[str, np.ndarray]:
+    """Return the state of PyTorch's own generators, which Keras's dropout draws from there."""
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch
+
+    state = {"torch_cpu": torch.get_rng_state().numpy()}
+    for i, device in enumerate(torch.cuda.get_rng_state_all()):
+        state[f"torch_cuda{i}"] = device.numpy()
+    return state
+
+
+def _set_torch_random_state(state: dict[str, np.ndarray]) -> None:
+    if not state:
+        return
+    import torch
+
+    torch.set_rng_state(torch.from_numpy(state["torch_cpu"]))
+    for i in range(torch.cuda.device_count()):
+        if f"torch_cuda{i}" in state:
+            torch.cuda.set_rng_state(torch.from_numpy(state[f"torch_cuda{i}"]), i)
 
 
 class StopAtNaN(keras.callbacks.Callback):

@@ -85,8 +85,7 @@ def finish(
         for name, r in (("single crop", plain), ("crop and mirror image", flipped))
     }
     tables["Most confused"] = [
-        {"is": c.true, "taken for": c.predicted, "times": c.count}
-        for c in plain.most_confused(8)
+        {"is": c.true, "taken for": c.predicted, "times": c.count} for c in plain.most_confused(8)
     ]
     if pairs is not None:
         verified = evaluation.evaluate_pairs(model, pairs, flip=True)

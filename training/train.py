@@ -213,6 +213,7 @@ def fit(
             validation_batch_size=recipe.batch_size,
             validation_freq=_validated_epochs(recipe),
             callbacks=callbacks,
+            shuffle=False,  # Keras would permute the batches; ``Batches`` has shuffled the images
             verbose=verbose,
         )
     return checkpoint.history, checkpoint.seconds

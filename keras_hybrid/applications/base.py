@@ -21,6 +21,49 @@ POOLINGS = (None, "avg", "max", "native")
 CLASSIFIERS = ("cosine", "dense")
 
 
+def image_shape(
+    input_tensor, input_shape: Sequence[int] | None, default_shape: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Return the (height, width, channels) that a builder's arguments ask for.
+
+    Args:
+        input_tensor: ``None`` or a Keras tensor (batch, height, width, channels) to build on.
+        input_shape: ``None`` for the default, or (height, width, channels).
+        default_shape: The family's own size.
+
+    Raises:
+        ValueError: If the shape is not three positive integers or disagrees with ``input_tensor``.
+    """
+    if input_tensor is not None and not keras.utils.is_keras_tensor(input_tensor):
+        raise ValueError(
+            "input_tensor must be a Keras tensor (the output of keras.Input or of a layer), "
+            f"got {type(input_tensor).__name__}."
+        )
+    shape = input_shape
+    if shape is None:
+        shape = default_shape if input_tensor is None else input_tensor.shape[1:]
+    shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(
+            f"input_shape must be (height, width, channels), three positive integers, got {shape}."
+        )
+    if input_tensor is not None and shape != tuple(input_tensor.shape[1:]):
+        raise ValueError(
+            f"input_shape={shape} disagrees with input_tensor of shape "
+            f"{tuple(input_tensor.shape)}; give one of them."
+        )
+    return shape
+
+
+def check_patches(image, patch_size: int) -> None:
+    """Raise ValueError unless the height and width of ``image`` are multiples of a patch's."""
+    height, width = image.shape[1:3]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"input_shape must be a multiple of patch_size={patch_size}, got {height}x{width}."
+        )
+
+
 def image_input(
     input_tensor,
     input_shape: Sequence[int] | None,
@@ -49,23 +92,7 @@ def image_input(
             "keras_hybrid models are channels_last; keras.config.image_data_format() is "
             f"{keras.config.image_data_format()!r}."
         )
-    if input_tensor is not None:
-        if not keras.utils.is_keras_tensor(input_tensor):
-            raise ValueError(
-                "input_tensor must be a Keras tensor (the output of keras.Input or of a layer), "
-                f"got {type(input_tensor).__name__}."
-            )
-        if input_shape is not None and tuple(input_shape) != tuple(input_tensor.shape[1:]):
-            raise ValueError(
-                f"input_shape={tuple(input_shape)} disagrees with input_tensor of shape "
-                f"{tuple(input_tensor.shape)}; give one of them."
-            )
-        input_shape = input_tensor.shape[1:]
-    shape = tuple(default_shape if input_shape is None else input_shape)
-    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(
-            f"input_shape must be (height, width, channels), three positive integers, got {shape}."
-        )
+    shape = image_shape(input_tensor, input_shape, default_shape)
     inputs = keras.Input(shape, name="image") if input_tensor is None else input_tensor
     if not include_preprocessing:
         return inputs, inputs
@@ -274,4 +301,4 @@ def embedding_model(model: keras.Model) -> keras.Model:
         )
     x = model.get_layer("embedding").output
     x = keras.layers.UnitNormalization(axis=-1, dtype="float32", name="unit_embedding")(x)
-    return keras.Model(model.inputs, x, name=f"{model.name}_embedding")
+    return keras.Model(model.input, x, name=f"{model.name}_embedding")

@@ -16,7 +16,9 @@ from keras_hybrid.applications.base import (
     IMAGENET_STD,
     add_branch,
     build_model,
+    check_patches,
     image_input,
+    image_shape,
     linear_drop_path,
     mlp,
 )
@@ -217,17 +219,13 @@ def CCT(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
-    size = 32
-    if input_tensor is None and input_shape is not None:
-        size = max(input_shape[:2])
-    elif input_tensor is not None:
-        size = max(input_tensor.shape[1:3])
+    shape = image_shape(input_tensor, input_shape, (32, 32, 3))
     inputs, x = image_input(
         input_tensor,
         input_shape,
-        (32, 32, 3),
+        shape,
         include_preprocessing=include_preprocessing,
-        **_normalisation(size),
+        **_normalisation(max(shape[:2])),
     )
     x = convolutional_tokenizer(x, dim, kernel_size, num_convolutions)
     return _compact(
@@ -316,11 +314,7 @@ def ViTLite(
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
     )
-    if x.shape[1] % patch_size or x.shape[2] % patch_size:
-        raise ValueError(
-            f"input_shape must be a multiple of patch_size={patch_size}, got "
-            f"{x.shape[1]}x{x.shape[2]}."
-        )
+    check_patches(x, patch_size)
     x = keras.layers.Conv2D(
         dim, patch_size, strides=patch_size, kernel_initializer="he_normal", name="patch_embedding"
     )(x)
@@ -346,12 +340,34 @@ def ViTLite(
     )
 
 
-def CVT(name: str = "cvt", **kwargs) -> keras.Model:
+def CVT(
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor=None,
+    input_shape: Sequence[int] | None = None,
+    pooling: str | None = None,
+    classes: int = 10,
+    classifier_activation=None,
+    include_preprocessing: bool = True,
+    name: str = "cvt",
+    **architecture,
+) -> keras.Model:
     """Build the Compact Vision Transformer: ViT-Lite with sequence pooling, no class token.
 
     Arguments as ``ViTLite``.
     """
-    return ViTLite(**{"class_token": False, "name": name, **kwargs})
+    return ViTLite(
+        include_top,
+        weights,
+        input_tensor,
+        input_shape,
+        pooling,
+        classes,
+        classifier_activation,
+        include_preprocessing,
+        name,
+        **{"class_token": False, **architecture},
+    )
 
 
 _FUNCTIONS = {"CCT": CCT, "CVT": CVT, "ViTLite": ViTLite}

@@ -24,7 +24,12 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_hybrid.applications.base import build_model, image_input, transformer_block
+from keras_hybrid.applications.base import (
+    build_model,
+    check_patches,
+    image_input,
+    transformer_block,
+)
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.pooling import SequencePooling
@@ -183,6 +188,7 @@ def FaceRec(
     inputs, x = image_input(
         input_tensor, input_shape, (256, 256, 3), include_preprocessing=include_preprocessing
     )
+    check_patches(x, patch_size)
     patches = ImageToPatches(patch_size, name="patches")(x)
     logits = None
     if convolutional_attention:

@@ -197,7 +197,7 @@ def FaceRecSmall(
             x,
             num_heads=num_heads,
             mlp_width=round(dim * mlp_ratio),
-            attention_bias=sum(logits) if logits else None,
+            attention_bias=sum(logits[1:], start=logits[0]) if logits else None,
             dropout=dropout,
             attention_dropout=attention_dropout,
             drop_path=rate,

@@ -66,8 +66,10 @@ def register_model(builder: Callable[..., keras.Model], info: ModelInfo, **defau
 
     def build(**kwargs) -> keras.Model:
         arguments = {"name": info.name, **defaults, **kwargs}
-        if kwargs.get("input_tensor") is not None and "input_shape" not in kwargs:
-            arguments.pop("input_shape", None)  # the tensor has the shape
+        if kwargs.get("input_shape") is None:
+            # The registered shape, unless a tensor brings its own.
+            tensor = kwargs.get("input_tensor")
+            arguments["input_shape"] = defaults.get("input_shape") if tensor is None else None
         return builder(**arguments)
 
     _BUILDERS[info.name] = build
@@ -89,12 +91,13 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_INFOS, pattern))
 
 
-def create_model(name: str, **kwargs: Any) -> keras.Model:
+def create_model(name: str, /, **kwargs: Any) -> keras.Model:
     """Build a registered model.
 
     Args:
         name: A name from ``list_models()``.
-        **kwargs: Passed to the builder: ``classes``, ``input_shape``, any architectural keyword.
+        **kwargs: Passed to the builder: ``classes``, ``input_shape``, any architectural keyword,
+            or another ``name`` for the model.
 
     Raises:
         ValueError: If no model has that name; the message suggests the nearest ones.

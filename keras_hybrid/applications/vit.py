@@ -11,6 +11,7 @@ import keras
 
 from keras_hybrid.applications.base import (
     build_model,
+    check_patches,
     image_input,
     linear_drop_path,
     transformer_block,
@@ -103,11 +104,7 @@ def ViT(
     inputs, x = image_input(
         input_tensor, input_shape, (224, 224, 3), include_preprocessing=include_preprocessing
     )
-    height, width = x.shape[1:3]
-    if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"input_shape must be a multiple of patch_size={patch_size}, got {height}x{width}."
-        )
+    check_patches(x, patch_size)
     x = keras.layers.Conv2D(
         dim,
         patch_size,
@@ -149,24 +146,89 @@ def ViT(
     )
 
 
-def ViTTi16(name: str = "vit_ti16", **kwargs) -> keras.Model:
+def ViTTi16(
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor=None,
+    input_shape: Sequence[int] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation=None,
+    include_preprocessing: bool = True,
+    name: str = "vit_ti16",
+    **architecture,
+) -> keras.Model:
     """Build ViT-Ti/16: 12 blocks of width 192. Arguments as ``ViT``."""
-    return _build("vit_ti16", name=name, **kwargs)
+    return ViT(
+        include_top,
+        weights,
+        input_tensor,
+        input_shape,
+        pooling,
+        classes,
+        classifier_activation,
+        include_preprocessing,
+        name,
+        **{**_architecture("vit_ti16"), **architecture},
+    )
 
 
-def ViTS16(name: str = "vit_s16", **kwargs) -> keras.Model:
+def ViTS16(
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor=None,
+    input_shape: Sequence[int] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation=None,
+    include_preprocessing: bool = True,
+    name: str = "vit_s16",
+    **architecture,
+) -> keras.Model:
     """Build ViT-S/16: 12 blocks of width 384. Arguments as ``ViT``."""
-    return _build("vit_s16", name=name, **kwargs)
+    return ViT(
+        include_top,
+        weights,
+        input_tensor,
+        input_shape,
+        pooling,
+        classes,
+        classifier_activation,
+        include_preprocessing,
+        name,
+        **{**_architecture("vit_s16"), **architecture},
+    )
 
 
-def ViTB16(name: str = "vit_b16", **kwargs) -> keras.Model:
+def ViTB16(
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor=None,
+    input_shape: Sequence[int] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation=None,
+    include_preprocessing: bool = True,
+    name: str = "vit_b16",
+    **architecture,
+) -> keras.Model:
     """Build ViT-B/16: 12 blocks of width 768. Arguments as ``ViT``."""
-    return _build("vit_b16", name=name, **kwargs)
+    return ViT(
+        include_top,
+        weights,
+        input_tensor,
+        input_shape,
+        pooling,
+        classes,
+        classifier_activation,
+        include_preprocessing,
+        name,
+        **{**_architecture("vit_b16"), **architecture},
+    )
 
 
-def _build(variant: str, **kwargs) -> keras.Model:
-    v = VARIANTS[variant]
-    return ViT(**{"dim": v.dim, "num_heads": v.num_heads, **kwargs})
+def _architecture(variant: str) -> dict:
+    return {"dim": VARIANTS[variant].dim, "num_heads": VARIANTS[variant].num_heads}
 
 
 for _name, _builder in (("vit_ti16", ViTTi16), ("vit_s16", ViTS16), ("vit_b16", ViTB16)):

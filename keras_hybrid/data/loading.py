@@ -193,10 +193,13 @@ class Batches(keras.utils.PyDataset):
 
     ```python
     batches = Batches(loaded.images, loaded.labels, 64, augment=face_augmentation(), workers=2)
-    model.fit(batches, epochs=10)
+    model.fit(batches, epochs=10, shuffle=False)
     for images, labels in batches: ...       # one epoch by hand,
     batches.on_epoch_end()                   # then the next
     ```
+
+    Give ``shuffle=False`` to ``fit``: Keras would permute the order of the batches once more, with
+    a random state that no checkpoint keeps.
 
     Keras calls ``on_epoch_end()`` also when ``fit`` starts, before any epoch. It therefore advances
     only after the epoch's last batch was asked for. Where an epoch has so few batches that Keras

@@ -61,16 +61,17 @@ def grad_cam(
             no such layer or its output is neither a map nor a grid, or a class is out of range.
     """
     _check_model(model)
-    target = default_layer(model) if layer is None else layer
     images = np.asarray(images)
-    maps = []
-    size = images.shape[1:3]
-    target_layer = _spatial_layer(model, target, size)
-    classes = _class_per_image(class_index, len(images), model.outputs[0].shape[-1])
-    for rows, batch in float_batches(images, batch_size):
-        maps.append(
-            _explain(model, batch, None if classes is None else classes[rows], target_layer)
+    if images.ndim != 4:
+        raise ValueError(
+            f"images must have shape (batch, height, width, channels), got {images.shape}."
         )
+    target = _spatial_layer(model, layer or default_layer(model), images.shape[1:3])
+    classes = _class_per_image(class_index, len(images), model.outputs[0].shape[-1])
+    maps = [
+        _explain(model, batch, None if classes is None else classes[rows], target)
+        for rows, batch in float_batches(images, batch_size)
+    ]
     return np.concatenate(maps)
 
 
@@ -165,7 +166,7 @@ def _gradient(function: Callable[[Any], Any], tensor):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(tensor)
             value = function(tensor)
-        return tape.gradient(value, tensor, unconnected_gradients="zero")
+        return tape.gradient(value, tensor, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     if backend == "jax":
         import jax
 
@@ -209,7 +210,6 @@ def _passages(model: keras.Model) -> tuple[list, list[bool]]:
         The operations in an order in which each follows its inputs, once for each call; and for
         each whether no path from input to output avoids it.
     """
-    # As Sequential hides its graph behind its own tensors, walk back from the outputs.
     order: dict[tuple[Any, int], int] = {}
     parents: dict[tuple[Any, int], list] = {}
 

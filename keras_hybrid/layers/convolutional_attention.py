@@ -28,6 +28,8 @@ class ConvolutionalAttention(keras.layers.Layer):
 
     def __init__(self, num_heads: int, head_dim: int | None = None, **kwargs):
         super().__init__(**kwargs)
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be a positive integer, got {num_heads}.")
         self.num_heads = num_heads
         self.head_dim = head_dim
 

@@ -1,0 +1,592 @@
+"""Every registered model against every promise of the zoo.
+
+Sizes of one family differ in numbers only, so what needs arithmetic is tested on a tiny model of
+each family (``tests.cases``), and only counts and shapes on each registered one. A model that
+cannot keep a promise says so in ``ModelInfo.limitations``, by the test's name without ``test_``.
+"""
+
+import functools
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_hybrid as kh
+from keras_hybrid.applications.registry import register_model
+from tests.cases import (
+    CLASSES,
+    FAMILIES,
+    IMAGES,
+    LABELS,
+    SMALL,
+    copy_weights,
+    dtype_policy,
+    family_of,
+    fast_compilation,
+    predict,
+    relative_error,
+    representative,
+    shared_model,
+    small_model,
+    without_weights,
+)
+
+MODELS = kh.list_models()
+BUILDERS = [name for name in kh.applications.__all__ if name[0].isupper()]
+BUILDERS = [name for name in BUILDERS if inspect.isfunction(getattr(kh.applications, name))]
+POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
+STEPS = 16  # float16 spends the first ones on finding its loss scale
+BACKENDS = {"tensorflow", "jax", "torch"}
+
+# Keras says so when a model is called in another way than it was built for.
+pytestmark = pytest.mark.filterwarnings("error:The structure of `inputs`")
+every_model = pytest.mark.parametrize("name", MODELS)
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.strip("_*"))
+every_policy = pytest.mark.parametrize("policy", POLICIES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compilation():
+    with fast_compilation():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _limitations(request):
+    """Skip what a model declares it cannot do."""
+    arguments = getattr(request.node, "callspec", None)
+    arguments = {} if arguments is None else arguments.params
+    name = arguments.get("name")
+    if "family" in arguments:
+        name = representative(arguments["family"])
+    if name in MODELS:
+        promise = request.function.__name__.removeprefix("test_")
+        reason = kh.model_info(name).limitations.get(promise)
+        if reason is not None:
+            pytest.skip(reason)
+
+
+# --- the whole zoo, in full size ------------------------------------------------------------------
+
+
+@functools.cache
+def full_size(name: str) -> keras.Model:
+    """Build a registered model whose variables have no values: shapes and counts only."""
+    with without_weights():
+        return kh.create_model(name)
+
+
+def test_at_most_three_models_have_limitations_and_each_names_a_promise():
+    limited = [name for name in MODELS if kh.model_info(name).limitations]
+    assert len(limited) <= 3
+    for name in limited:
+        for promise, reason in kh.model_info(name).limitations.items():
+            assert f"test_{promise}" in globals() and reason
+
+
+@every_model
+def test_every_model_has_a_tiny_relative_to_be_tested_by(name):
+    assert family_of(name) is not None, "add a line to tests.cases.SMALL"
+
+
+@every_model
+def test_the_default_model_is_what_its_facts_say(name):
+    info, model = kh.model_info(name), full_size(name)
+    assert info.name == model.name == name
+    assert importlib.util.find_spec(f"keras_hybrid.applications.{info.family}") is not None
+    assert model.input_shape == (None, *info.input_shape)
+    assert model.output_shape == (None, info.classes)
+    assert model.output.dtype == "float32"
+    is_cosine = isinstance(model.get_layer("predictions"), kh.layers.CosineClassifier)
+    assert info.classifier == ("cosine" if is_cosine else "dense")
+    assert info.paper
+
+
+@every_model
+def test_parameters_are_those_registered(name):
+    assert full_size(name).count_params() == kh.model_info(name).parameters
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch counts for all backends")
+@every_model
+def test_multiply_accumulates_are_those_registered(name):
+    """Half of PyTorch's floating-point operations: convolutions and matrix products, with top.
+
+    So the classifier counts, as do both products of attention and sequence pooling's; biases,
+    normalisations, activations and depth-to-token rearrangements do not. FaceRec's published
+    figures come from a model that sums its pooled tokens without a matrix product, which leaves
+    tokens × width out.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    info = kh.model_info(name)
+    with keras.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = kh.create_model(name)
+        built = counter.get_total_flops()
+        model(torch.empty((1, *info.input_shape), device="meta"), training=False)
+    macs = (counter.get_total_flops() - built) // 2
+    if info.family == "facerec":
+        _, tokens, width = model.get_layer("norm").output.shape
+        macs -= tokens * width
+    assert macs == info.macs
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+@every_family
+def test_layers_have_names_that_stay(family):
+    # Keras numbers the names it makes up, so they would differ.
+    first, second = ([layer.name for layer in small_model(family).layers] for _ in range(2))
+    assert first == second
+    assert first[0] == "image" and first[-1] == "predictions" and "embedding" in first
+
+
+@every_family
+def test_predictions_come_from_the_embedding(family):
+    model = shared_model(family)
+    embedding, predictions = model.get_layer("embedding"), model.get_layer("predictions")
+    assert len(embedding.output.shape) == 2 and embedding.output.dtype == "float32"
+    both = keras.Model(model.input, {"embedding": embedding.output, "predictions": model.output})
+    answer = predict(both, IMAGES)
+    expected = ops.convert_to_numpy(predictions(answer["embedding"]))
+    assert relative_error(answer["predictions"], expected) <= 1e-6
+
+
+@every_family
+@pytest.mark.parametrize("classifier", ["cosine", "dense"])
+def test_either_classifier_ends_every_family(family, classifier):
+    model = small_model(family, classifier=classifier)
+    output = predict(model, IMAGES)
+    assert output.shape == (len(IMAGES), CLASSES) and output.dtype == np.float32
+    assert np.isfinite(output).all() and np.ptp(output, axis=0).all()
+    if classifier == "cosine":
+        assert np.abs(output).max() <= 1
+    else:
+        with pytest.raises(ValueError, match="classifier_activation"):
+            small_model(family, classifier="cosine", classifier_activation="softmax")
+        logits = model.get_layer("predictions")
+        assert logits.activation is keras.activations.linear
+
+
+@every_family
+def test_a_batch_of_any_size_gives_each_image_its_own_answer(family):
+    model = shared_model(family)
+    assert model.input_shape[0] is None and model.output_shape[0] is None
+    expected = predict(model, IMAGES)
+    for count in (1, 3):
+        output = predict(model, IMAGES[:count])
+        assert output.shape == (count, CLASSES)
+        np.testing.assert_allclose(output, expected[:count], atol=1e-5)
+
+
+@every_family
+def test_a_photograph_of_bytes_goes_in_unchanged(family):
+    model = shared_model(family)
+    output = predict(model, IMAGES.astype("uint8"))
+    assert relative_error(output, predict(model, IMAGES)) <= 1e-6
+
+
+@every_family
+def test_one_class_is_enough(family):
+    output = predict(small_model(family, classes=1), IMAGES[:1])
+    assert output.shape == (1, 1) and output.dtype == np.float32
+
+
+@every_family
+def test_without_top_features_are_pooled_as_told(family):
+    model = shared_model(family)
+
+    def output(pooling):
+        headless = small_model(family, include_top=False, pooling=pooling)
+        copy_weights(model, headless)
+        return predict(headless, IMAGES)
+
+    features = output(None)
+    axes = tuple(range(1, features.ndim - 1))
+    assert features.ndim in (3, 4) and len(features) == len(IMAGES)
+    np.testing.assert_allclose(output("avg"), features.mean(axes), atol=1e-5)
+    np.testing.assert_allclose(output("max"), features.max(axes), atol=1e-5)
+    embedding = predict(keras.Model(model.input, model.get_layer("embedding").output), IMAGES)
+    assert relative_error(output("native"), embedding) <= 1e-6
+
+
+@every_family
+def test_a_model_continues_from_a_tensor(family):
+    model, image = shared_model(family), keras.Input((16, 16, 3), name="photograph")
+    arguments = {key: value for key, value in SMALL[family].items() if key != "input_shape"}
+    name = representative(family)
+    brighter = keras.layers.Rescaling(2.0, name="brighter")(image)
+    continued = kh.create_model(name, input_tensor=brighter, classes=CLASSES, **arguments)
+    assert continued.inputs == [image] and continued.output_shape == (None, CLASSES)
+    for layer in model.layers[1:]:
+        continued.get_layer(layer.name).set_weights(layer.get_weights())
+    assert relative_error(predict(continued, IMAGES / 2), predict(model, IMAGES)) <= 1e-6
+
+
+@every_family
+def test_images_may_be_taller_than_wide(family):
+    model = small_model(family, input_shape=(32, 16, 3))
+    assert model.input_shape == (None, 32, 16, 3)
+    images = np.concatenate([IMAGES, IMAGES[::-1]], axis=1)
+    output = predict(model, images)
+    assert output.shape == (len(IMAGES), CLASSES) and np.isfinite(output).all()
+    assert np.ptp(output, axis=0).all()
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((), "three positive integers"),
+        ((16, 16), "three positive integers"),
+        ((16, None, 3), "three positive integers"),
+        ((0, 16, 3), "three positive integers"),
+        ((16.0, 16, 3), "three positive integers"),
+        ("16x16", "three positive integers"),
+        (16, "three positive integers"),
+    ],
+    ids=str,
+)
+def test_an_input_shape_that_is_none_is_refused(family, shape, message):
+    with pytest.raises(ValueError, match=rf"input_shape.*{message}"):
+        small_model(family, input_shape=shape)
+
+
+@every_family
+def test_an_input_shape_that_does_not_divide_is_refused_with_the_multiple(family):
+    if family == "cct_*":
+        assert small_model(family, input_shape=(17, 19, 3)).output_shape == (None, CLASSES)
+        return
+    for shape in ((17, 16, 3), (16, 17, 3)):
+        with pytest.raises(ValueError, match=r"input_shape.*multiple.*(4|8).*1[67]x1[67]"):
+            small_model(family, input_shape=shape)
+
+
+@every_family
+def test_an_input_tensor_that_is_none_or_disagrees_is_refused(family):
+    with pytest.raises(ValueError, match="input_tensor must be a Keras tensor"):
+        small_model(family, input_tensor=IMAGES)
+    with pytest.raises(ValueError, match=r"input_shape.*disagrees with input_tensor"):
+        small_model(family, input_tensor=keras.Input((32, 32, 3)))
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("pooling", "mean", "pooling must be one of .*'native'"),
+        ("classifier", "arcface", "classifier must be one of .*'cosine'"),
+        ("classes", 0, "classes must be a positive integer"),
+        ("classes", 2.5, "classes must be a positive integer"),
+        ("classes", None, "classes must be a positive integer"),
+        ("weights", "imagenet", "weights must be None or the path"),
+        ("weights", pathlib.Path("nowhere.weights.h5"), "weights must be None or the path"),
+    ],
+    ids=lambda value: str(value).split(" ")[0],
+)
+def test_a_wrong_argument_is_named(family, argument, value, message):
+    with pytest.raises(ValueError, match=message):
+        small_model(family, **{argument: value})
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_every_builder_has_the_signature_that_everybody_knows(builder):
+    parameters = list(inspect.signature(getattr(kh.applications, builder)).parameters.values())
+    common, architecture = parameters[:9], parameters[9:]
+    assert {p.kind for p in common} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    assert [(p.name, p.default) for p in common if p.name not in ("classes", "name")] == [
+        ("include_top", True),
+        ("weights", None),
+        ("input_tensor", None),
+        ("input_shape", None),
+        ("pooling", None),
+        ("classifier_activation", None),
+        ("include_preprocessing", True),
+    ]
+    assert common[5].name == "classes" and isinstance(common[5].default, int)
+    assert common[8].name == "name" and isinstance(common[8].default, str)
+    kinds = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+    assert {p.kind for p in architecture} <= kinds
+    assert all(p.default is not inspect.Parameter.empty for p in architecture if p.kind.value == 3)
+
+
+# --- normalisation --------------------------------------------------------------------------------
+
+HALF = ([127.5] * 3, [127.5] * 3)
+CIFAR10 = ([125.307, 122.961, 113.8575], [62.985, 62.0925, 66.708])
+IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize(
+    ("name", "statistics"),
+    [
+        ("cct_7_3x1", CIFAR10),
+        ("cct_14_7x2", IMAGENET),
+        ("cvt_7_4", CIFAR10),
+        ("vit_lite_7_4", CIFAR10),
+        ("vit_b16", HALF),
+        ("facerec", HALF),
+        ("facerec_small", HALF),
+    ],
+)
+def test_normalisation_is_that_of_the_paper(name, statistics):
+    mean, std = (np.array(numbers, "float32") for numbers in statistics)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 4, 4, 3)).astype("float32")
+    normalised = full_size(name).get_layer("preprocessing")(images)
+    np.testing.assert_allclose(ops.convert_to_numpy(normalised), (images - mean) / std, atol=1e-5)
+
+
+@every_family
+def test_without_preprocessing_normalised_images_give_the_same_answer(family):
+    model, bare = shared_model(family), small_model(family, include_preprocessing=False)
+    assert "preprocessing" not in [layer.name for layer in bare.layers]
+    copy_weights(model, bare)
+    normalised = ops.convert_to_numpy(model.get_layer("preprocessing")(IMAGES))
+    assert relative_error(predict(bare, normalised), predict(model, IMAGES)) <= 1e-6
+
+
+def test_a_normalisation_by_colour_refuses_other_channels():
+    with pytest.raises(ValueError, match=r"input_shape.*1 channels.*include_preprocessing=False"):
+        small_model("cct_*", input_shape=(16, 16, 1))
+    model = small_model("cct_*", input_shape=(16, 16, 1), include_preprocessing=False)
+    assert model.input_shape == (None, 16, 16, 1)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def fitted(family: str, policy: str) -> tuple[keras.Model, list[float]]:
+    """Fit the tiny model to one batch; return it and the loss of every step."""
+    if policy == "mixed_float16" and keras.backend.backend() == "jax":
+        import jax
+
+        if jax.default_backend() == "cpu":
+            pytest.skip("JAX on a CPU has no F16_F16_F32 dot_general, which attention needs")
+    with dtype_policy(policy):
+        # Depth is what compilation takes its time for, and precision does not depend on it.
+        model = small_model(family) if policy == "float32" else small_model(family, depth=1)
+    if kh.model_info(representative(family)).classifier == "cosine":
+        loss = kh.losses.ArcFace()
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.AdamW(1e-3), loss=loss)
+    history = model.fit(IMAGES, LABELS, batch_size=len(IMAGES), epochs=STEPS, verbose=0)
+    return model, history.history["loss"]
+
+
+@every_family
+@every_policy
+def test_fit_lowers_the_loss(family, policy):
+    _, losses = fitted(family, policy)
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+@every_family
+@every_policy
+def test_outputs_and_unit_embeddings_are_float32_under_every_policy(family, policy):
+    model, _ = fitted(family, policy)
+    embedder = kh.applications.embedding_model(model)
+    both = keras.Model(model.input, {"embedding": embedder.output, "predictions": model.output})
+    answer = predict(both, IMAGES)
+    assert answer["embedding"].dtype == answer["predictions"].dtype == np.float32
+    assert answer["embedding"].ndim == 2
+    np.testing.assert_allclose(np.linalg.norm(answer["embedding"], axis=-1), 1, atol=1e-5)
+
+
+@every_family
+def test_embedding_model_shares_the_weights_and_needs_an_embedding(family):
+    model = shared_model(family)
+    embedder = kh.applications.embedding_model(model)
+    ours = {id(variable) for variable in model.variables}
+    assert {id(variable) for variable in embedder.variables} <= ours
+    with pytest.raises(ValueError, match=r"'embedding'.*include_top=True.*pooling='native'"):
+        kh.applications.embedding_model(small_model(family, include_top=False, pooling="avg"))
+    headless = small_model(family, include_top=False, pooling="native")
+    assert kh.applications.embedding_model(headless).output_shape == embedder.output_shape
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+@every_family
+def test_attention_maps_are_distributions_over_the_keys(family):
+    model = shared_model(family)
+    random = np.random.default_rng(0)
+    layers = [x for x in model.layers if isinstance(x, kh.layers.MultiHeadSelfAttention)]
+    assert len(layers) == SMALL[family]["depth"]
+    for layer in layers:
+        _, tokens, width = layer.output.shape
+        x = random.normal(size=(2, tokens, width)).astype("float32")
+        logits = random.normal(size=(1, layer.num_heads, tokens, tokens)).astype("float32")
+        for bias in (None, logits):
+            scores = ops.convert_to_numpy(layer.attention_scores(x, attention_bias=bias))
+            assert scores.shape == (2, layer.num_heads, tokens, tokens) and scores.min() >= 0
+            np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+@every_family
+def test_a_keras_file_gives_the_same_model(family, tmp_path):
+    model = shared_model(family)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(model)
+    assert json.loads(loaded.to_json())["config"] == json.loads(model.to_json())["config"]
+    assert relative_error(predict(loaded, IMAGES), predict(model, IMAGES)) <= 1e-6
+
+
+@every_family
+def test_a_keras_file_of_a_trained_model_holds_loss_and_optimizer(family, tmp_path):
+    model, _ = fitted(family, "float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert relative_error(predict(loaded, IMAGES), predict(model, IMAGES)) <= 1e-6
+    assert type(loaded.loss) is type(model.loss) and int(loaded.optimizer.iterations) == STEPS
+    for ours, theirs in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(*(ops.convert_to_numpy(x) for x in (ours, theirs)))
+
+
+@every_family
+def test_a_json_configuration_gives_the_same_architecture(family):
+    model = shared_model(family)
+    copy = keras.models.model_from_json(model.to_json())
+    assert type(copy) is type(model)
+    assert copy.to_json() == model.to_json()
+    assert [v.shape for v in copy.variables] == [v.shape for v in model.variables]
+
+
+@every_family
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_weights_come_from_a_file(family, suffix, tmp_path):
+    model, _ = fitted(family, "float32")
+    path = tmp_path / f"model{suffix}"
+    model.save_weights(path) if suffix == ".weights.h5" else model.save(path)
+    whole = small_model(family, weights=path)
+    for ours, theirs in zip(model.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(theirs, ours)
+    headless = small_model(family, include_top=False, pooling="native", weights=str(path))
+    for layer in headless.layers:
+        for ours, theirs in zip(
+            model.get_layer(layer.name).get_weights(), layer.get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(theirs, ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", sorted(BACKENDS - {keras.backend.backend()}))
+def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    np.save(tmp_path / "images.npy", IMAGES)
+    for family in FAMILIES:
+        fitted(family, "float32")[0].save(tmp_path / f"{representative(family)}.keras")
+    environment = os.environ | {
+        "KERAS_BACKEND": backend,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+    }
+    script = pathlib.Path(__file__).with_name("embed_on_this_backend.py")
+    subprocess.run([sys.executable, script, tmp_path], env=environment, check=True)
+    with np.load(tmp_path / f"{backend}.npz") as embeddings:
+        assert set(embeddings) == {representative(family) for family in FAMILIES}
+        for family in FAMILIES:
+            ours = predict(kh.applications.embedding_model(fitted(family, "float32")[0]), IMAGES)
+            error = relative_error(embeddings[representative(family)], ours)
+            assert error <= 1e-5, (family, error)
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "function", "target"),
+    [
+        ("cct_*", "to_litert", "model.tflite"),
+        ("vit_*", "to_litert", "model.tflite"),
+        ("facerec*", "to_litert", "model.tflite"),
+        ("facerec_small*", "to_litert", "model.tflite"),
+        ("facerec_small*", "to_saved_model", "model"),
+    ],
+)
+def test_exported_files_answer_as_the_model(family, function, target, tmp_path):
+    for module in ("tensorflow", "ai_edge_litert"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    model, _ = fitted(family, "float32")
+    report = getattr(kh.export, function)(model, tmp_path / target)
+    assert report.max_abs_difference <= 1e-4 * report.output_scale
+    assert not [operator for operator in report.operators if operator.startswith("Flex")]
+
+
+# --- the registry itself --------------------------------------------------------------------------
+
+
+def test_names_are_sorted_and_found_by_wildcard():
+    assert sorted(set(MODELS)) == MODELS and MODELS
+    assert kh.list_models("vit_*16") == ["vit_b16", "vit_s16", "vit_ti16"]
+    assert set(kh.list_models("*facerec*")) >= {"facerec", "facerec_attempt2", "facerec_small"}
+    assert kh.list_models("vit_b16") == ["vit_b16"]
+    assert kh.list_models("nothing_like_it*") == []
+
+
+@pytest.mark.parametrize("function", [kh.create_model, kh.model_info])
+def test_an_unknown_name_is_told_its_neighbours(function):
+    with pytest.raises(ValueError, match=r"'vit_b_16'.*Did you mean.*vit_b16"):
+        function("vit_b_16")
+    with pytest.raises(ValueError, match=r"'%%%'.*Known: cct_14_7x2, .*vit_ti16"):
+        function("%%%")
+
+
+def test_a_name_is_registered_once():
+    info = kh.model_info("vit_b16")
+    with pytest.raises(ValueError, match="'vit_b16' is already registered"):
+        register_model(kh.applications.ViT, info)
+    assert kh.model_info("vit_b16") is info
+
+
+@pytest.mark.parametrize(
+    ("name", "builder"),
+    [
+        ("facerec", "FaceRec"),
+        ("facerec_small", "FaceRecSmall"),
+        ("vit_ti16", "ViTTi16"),
+        ("vit_s16", "ViTS16"),
+        ("vit_b16", "ViTB16"),
+    ],
+)
+def test_a_name_and_its_builder_give_one_and_the_same_model(name, builder):
+    with without_weights():
+        built = getattr(kh.applications, builder)()
+    names = [[layer.name for layer in model.layers] for model in (built, full_size(name))]
+    assert built.name == name and names[0] == names[1]
+    shapes = [[v.shape for v in model.variables] for model in (built, full_size(name))]
+    assert shapes[0] == shapes[1]
+
+
+def test_keywords_override_what_is_registered():
+    with without_weights():
+        model = kh.create_model("vit_ti16", depth=1, classes=7, name="mine")
+    assert model.name == "mine" and model.output_shape == (None, 7)
+    assert sum(isinstance(x, kh.layers.MultiHeadSelfAttention) for x in model.layers) == 1
+
+
+def test_none_asks_for_the_registered_input_shape():
+    with without_weights():
+        model = kh.create_model("cct_7_7x2", input_shape=None)
+    assert model.input_shape == (None, 224, 224, 3)

@@ -1,0 +1,143 @@
+"""What the registry-wide tests share: a tiny model of every family, and how results are compared.
+
+A new model needs nothing here if one of the patterns below names it, and one line if not.
+"""
+
+import contextlib
+import fnmatch
+import functools
+
+import keras
+import numpy as np
+
+import keras_hybrid as kh
+
+# Registered names → keywords of the builder that make the model tiny; the first match counts.
+SMALL = {
+    "cct_*": {
+        "input_shape": (16, 16, 3),
+        "kernel_size": 3,
+        "num_convolutions": 1,
+        "dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+    },
+    "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
+    "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
+    "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
+    "facerec_small*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": (4, 8),
+        "stem_blocks": (0, 1),
+        "dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "conv_dim": 8,
+        "conv_head_dim": 4,
+        "embedding_dim": 12,
+    },
+    "facerec*": {
+        "input_shape": (16, 16, 3),
+        "patch_size": 8,
+        "dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "conv_dim": 8,
+    },
+}
+FAMILIES = tuple(SMALL)
+
+CLASSES = 3
+LABELS = np.arange(8) % CLASSES
+
+
+def _photographs() -> np.ndarray:
+    """One image of coarse squares for each label, under a little noise, in [0, 255]."""
+    random = np.random.default_rng(0)
+    persons = np.kron(random.uniform(0, 255, (CLASSES, 4, 4, 3)), np.ones((1, 4, 4, 1)))
+    images = persons[LABELS] + random.normal(0, 10, (len(LABELS), 16, 16, 3))
+    return np.clip(images, 0, 255).round().astype("float32")
+
+
+IMAGES = _photographs()
+
+
+def family_of(name: str) -> str | None:
+    """Return the pattern in ``SMALL`` that a registered model belongs to, or None."""
+    return next((pattern for pattern in SMALL if fnmatch.fnmatch(name, pattern)), None)
+
+
+def representative(family: str) -> str:
+    """Return the first registered model of a family."""
+    return next(name for name in kh.list_models(family) if family_of(name) == family)
+
+
+def small_model(family: str, **overrides) -> keras.Model:
+    """Build the tiny model of a family, always with the same weights."""
+    keras.utils.set_random_seed(0)
+    arguments = {"classes": CLASSES, **SMALL[family], **overrides}
+    return kh.create_model(representative(family), **arguments)
+
+
+@functools.cache
+def shared_model(family: str) -> keras.Model:
+    """Return the tiny model of a family; for tests that do not change it."""
+    return small_model(family)
+
+
+def predict(model: keras.Model, images):
+    """Return what the model answers at inference, as NumPy arrays."""
+    if keras.backend.backend() == "jax":  # compiles the model faster than each operation alone
+        return model.predict(images, batch_size=len(images), verbose=0)
+    outputs = model(images, training=False)
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Give every layer of ``target`` the weights of the layer of that name in ``source``."""
+    for layer in target.layers:
+        if layer.weights:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+
+
+def relative_error(actual, expected) -> float:
+    """Return ‖actual − expected‖ / ‖expected‖."""
+    actual, expected = (np.asarray(array, "float64") for array in (actual, expected))
+    assert actual.shape == expected.shape
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str):
+    """Make a dtype policy the default within the context."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def fast_compilation():
+    """Compile for speed of compiling: tiny models run too seldom to earn XLA's optimisation."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
+def without_weights():
+    """Let models of any size be built within milliseconds: variables get a shape and no value."""
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        # Otherwise Keras would make up for it at the next opportunity.
+        keras.utils.clear_session(free_memory=False)

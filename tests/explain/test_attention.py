@@ -1,0 +1,169 @@
+"""Attention maps, rollout and token weights."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_hybrid as kh
+from tests.explain.models import (
+    photographs,
+    tiny_cct,
+    tiny_facerec,
+    tiny_facerec_small,
+    tiny_vit,
+)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def map_by_hand(model, block, images, *, bias=None):
+    """The attention map of a block, from its layer's weights and its inputs, in NumPy."""
+    layer = model.get_layer(f"{block}_attention")
+    tensors = {"tokens": model.get_layer(f"{block}_norm1").output}
+    if bias is not None:
+        tensors["bias"] = model.get_layer(bias).output
+    values = keras.Model(model.inputs, tensors).predict(images, verbose=0)
+    tokens = values["tokens"]
+    kernel, offset = (keras.ops.convert_to_numpy(w) for w in (layer.qkv.kernel, layer.qkv.bias))
+    batch, count, channels = tokens.shape
+    query, key, _ = np.split(tokens @ kernel + offset, 3, axis=-1)
+    width = channels // layer.num_heads
+    query, key = (
+        x.reshape(batch, count, layer.num_heads, width).transpose(0, 2, 1, 3) for x in (query, key)
+    )
+    return softmax(query @ key.transpose(0, 1, 3, 2) / np.sqrt(width) + values.get("bias", 0))
+
+
+def test_maps_are_softmax_of_scaled_products_plus_the_bias_of_the_convolutions():
+    model, images = tiny_facerec(), photographs()
+    maps = kh.explain.attention_maps(model, images)
+    assert list(maps) == ["block0_attention", "block1_attention"]
+    for block in ("block0", "block1"):
+        expected = map_by_hand(model, block, images, bias="convolutional_attention")
+        np.testing.assert_allclose(maps[f"{block}_attention"], expected, atol=2e-5)
+    without = map_by_hand(model, "block0", images)
+    assert np.abs(without - maps["block0_attention"]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (tiny_facerec, (3, 4, 16, 16)),
+        (tiny_facerec_small, (3, 2, 16, 16)),
+        (tiny_vit, (3, 2, 17, 17)),
+        (tiny_cct, (3, 2, 64, 64)),
+    ],
+)
+def test_rows_of_every_family_sum_to_one(build, shape):
+    for scores in kh.explain.attention_maps(build(), photographs(3)).values():
+        assert scores.shape == shape
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores.sum(axis=-1), 1, atol=1e-5)
+
+
+def test_batch_size_does_not_change_the_maps():
+    model, images = tiny_vit(), photographs(3)
+    one = kh.explain.attention_maps(model, images, batch_size=1)
+    all_at_once = kh.explain.attention_maps(model, images)
+    for name in one:
+        np.testing.assert_allclose(one[name], all_at_once[name], atol=1e-5)
+
+
+def test_dropout_does_not_reach_the_maps():
+    model, images = tiny_vit(attention_dropout=0.9), photographs()
+    first, second = (kh.explain.attention_maps(model, images)["block1_attention"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.min() > 0
+
+
+def test_mixed_precision_maps_are_float32_and_close_to_float32s():
+    images = photographs()
+    plain = kh.explain.attention_maps(tiny_vit(), images)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = tiny_vit()
+    finally:
+        keras.config.set_dtype_policy(before)
+    mixed = kh.explain.attention_maps(model, images)
+    for name, scores in mixed.items():
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores.sum(axis=-1), 1, atol=2e-2)
+        np.testing.assert_allclose(scores, plain[name], atol=0.1)
+
+
+def test_a_model_within_a_model_is_seen():
+    inner = tiny_vit(include_top=False, pooling="native", name="inner")
+    images = photographs()
+    outer = keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Dense(2)])
+    nested = kh.explain.attention_maps(outer, images)
+    direct = kh.explain.attention_maps(inner, images)
+    assert list(nested) == [f"inner/{name}" for name in direct]
+    np.testing.assert_allclose(nested["inner/block0_attention"], direct["block0_attention"])
+
+
+def test_a_layer_called_twice_gives_both_maps():
+    layer = kh.layers.MultiHeadSelfAttention(2, name="shared")
+    image = keras.Input((4, 4, 3))
+    x = layer(layer(keras.layers.Dense(4)(keras.layers.Reshape((16, 3))(image))))
+    maps = kh.explain.attention_maps(keras.Model(image, x), photographs(3, 4, 4), batch_size=2)
+    assert {name: m.shape for name, m in maps.items()} == {
+        "shared": (3, 2, 16, 16),
+        "shared:1": (3, 2, 16, 16),
+    }
+
+
+def test_the_model_is_left_as_it_was():
+    model, images = tiny_facerec(), photographs()
+    before = model.predict(images, verbose=0)
+    kh.explain.attention_maps(model, images)
+    assert all("call" not in vars(layer) for layer in model.layers)
+    np.testing.assert_array_equal(model.predict(images, verbose=0), before)
+
+
+def test_rollout_is_the_product_of_half_attention_half_identity():
+    model, images = tiny_facerec(), photographs()
+    first, second = (
+        0.5 * scores.mean(axis=1) + 0.5 * np.eye(16)
+        for scores in kh.explain.attention_maps(model, images).values()
+    )
+    rollout = kh.explain.attention_rollout(model, images)
+    assert rollout.dtype == np.float32
+    np.testing.assert_allclose(rollout, second @ first, atol=1e-5)
+    np.testing.assert_allclose(rollout.sum(axis=-1), 1, atol=1e-5)
+
+
+def test_token_weights_are_the_shares_that_sequence_pooling_takes():
+    model, images = tiny_cct(), photographs()
+    weights = kh.explain.token_weights(model, images)
+    assert weights.shape == (2, 64)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+    tokens, embedding = keras.Model(
+        model.inputs, [model.get_layer("norm").output, model.get_layer("embedding").output]
+    ).predict(images, verbose=0)
+    np.testing.assert_allclose(
+        np.einsum("nt,ntc->nc", weights, tokens), embedding, atol=1e-4, rtol=1e-3
+    )
+
+
+def test_what_a_model_lacks_is_said():
+    model, images = tiny_vit(), photographs()
+    with pytest.raises(ValueError, match="'vit' has no SequencePooling layer"):
+        kh.explain.token_weights(model, images)
+    plain = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()], name="plain")
+    with pytest.raises(ValueError, match="'plain' has no MultiHeadSelfAttention layer"):
+        kh.explain.attention_rollout(plain, images)
+    with pytest.raises(ValueError, match=r"images must have shape .* got \(32, 32, 3\)"):
+        kh.explain.attention_maps(model, images[0])
+
+
+def test_rollout_refuses_layers_with_different_tokens():
+    image = keras.Input((4, 4, 3))
+    x = keras.layers.Dense(4)(keras.layers.Reshape((16, 3))(image))
+    x = kh.layers.MultiHeadSelfAttention(2)(x)
+    x = kh.layers.MultiHeadSelfAttention(2)(keras.layers.Reshape((8, 8))(x))
+    with pytest.raises(ValueError, match="same tokens"):
+        kh.explain.attention_rollout(keras.Model(image, x), photographs(1, 4, 4))

@@ -1,0 +1,359 @@
+"""The building blocks against their formulas, written out in NumPy."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_hybrid import layers
+from keras_hybrid.applications.facerec import PatchConvolutions
+from tests.cases import fast_compilation
+
+BATCH, TOKENS, WIDTH = 2, 6, 8
+GRID = (2, 3)
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(BATCH, TOKENS, WIDTH)).astype("float32")
+
+# Name → (layer, shape of its input).
+LAYERS = {
+    "MultiHeadSelfAttention": (
+        lambda: layers.MultiHeadSelfAttention(
+            2, head_dim=3, qkv_bias=False, scale=0.1, attention_dropout=0.1, dropout=0.2
+        ),
+        X.shape,
+    ),
+    "ConvolutionalAttention": (lambda: layers.ConvolutionalAttention(2, head_dim=3), X.shape),
+    "SequencePooling": (lambda: layers.SequencePooling("glorot_normal"), X.shape),
+    "LearnedPositionEmbedding": (lambda: layers.LearnedPositionEmbedding("zeros"), X.shape),
+    "SinusoidalPositionEmbedding": (lambda: layers.SinusoidalPositionEmbedding(99.0), X.shape),
+    "RelativePositionBias": (lambda: layers.RelativePositionBias(GRID, 4), X.shape),
+    "DropPath": (lambda: layers.DropPath(0.3, seed=5), X.shape),
+    "ImageToPatches": (lambda: layers.ImageToPatches(2), (2, 4, 6, 3)),
+    "ClassToken": (lambda: layers.ClassToken("ones"), X.shape),
+    "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
+}
+every_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compilation():
+    with fast_compilation():
+        yield
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def randomised(layer, *shapes):
+    """Build a layer and give every weight, biases too, a value that shows in the output."""
+    layer.build(*shapes)
+    random = np.random.default_rng(1)
+    layer.set_weights([random.normal(0, 0.5, weight.shape) for weight in layer.get_weights()])
+    return layer
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+# --- what every layer promises --------------------------------------------------------------------
+
+
+@every_layer
+def test_a_layer_comes_back_from_its_configuration(name):
+    make, shape = LAYERS[name]
+    layer = make()
+    copy = keras.layers.deserialize(keras.layers.serialize(layer))
+    assert type(copy) is type(layer) and copy.get_config() == layer.get_config()
+    x = RANDOM.normal(size=shape).astype("float32")
+    layer.build(shape)
+    copy.build(shape)
+    if layer.get_weights():
+        copy.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(numpy(copy(x)), numpy(layer(x)))
+
+
+@every_layer
+def test_symbolic_shapes_are_the_real_ones_and_the_batch_is_free(name):
+    make, shape = LAYERS[name]
+    layer = make()
+    symbolic = layer(keras.Input(shape[1:]))
+    output = numpy(layer(np.ones(shape, "float32")))
+    free = None if output.shape[0] == shape[0] else 1
+    assert (
+        symbolic.shape
+        == (free, *output.shape[1:])
+        == layer.compute_output_shape((None, *shape[1:]))
+    )
+
+
+@every_layer
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_computes_in_half_and_keeps_weights_whole(name, policy):
+    make, shape = LAYERS[name]
+    layer = type(make()).from_config({**make().get_config(), "dtype": policy})
+    symbolic = layer(keras.Input(shape[1:]))
+    assert symbolic.dtype == policy.removeprefix("mixed_")
+    assert {v.dtype for v in layer.trainable_variables} <= {"float32"}
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def attention_in_numpy(layer, x, heads, head_dim, scale, bias=0.0):
+    """One head after the other: softmax(scale · q kᵀ + bias) v, heads side by side, projected."""
+    kernel, offset, output_kernel, output_offset = layer.get_weights()
+    results, maps = [], []
+    for sample, image in enumerate(x):
+        columns = []
+        for head in range(heads):
+            query, key, value = (
+                image @ kernel[:, start : start + head_dim] + offset[start : start + head_dim]
+                for start in (part * heads * head_dim + head * head_dim for part in range(3))
+            )
+            logits = scale * query @ key.T
+            full = np.broadcast_to(bias, (len(x), heads, *logits.shape))
+            maps.append(softmax(logits + full[sample, head]))
+            columns.append(maps[-1] @ value)
+        results.append(np.concatenate(columns, axis=-1) @ output_kernel + output_offset)
+    return np.array(results), np.array(maps).reshape(len(x), heads, *maps[0].shape)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"head_dim": 3}, {"scale": 0.25}], ids=["plain", "head_dim", "scale"]
+)
+@pytest.mark.parametrize(
+    "bias_shape",
+    [None, (BATCH, 2, TOKENS, TOKENS), (1, 2, TOKENS, TOKENS), (TOKENS, TOKENS)],
+    ids=str,
+)
+def test_attention_is_the_formula(options, bias_shape):
+    layer = randomised(layers.MultiHeadSelfAttention(2, **options), X.shape)
+    head_dim = options.get("head_dim", WIDTH // 2)
+    bias = None if bias_shape is None else RANDOM.normal(size=bias_shape).astype("float32")
+    expected, maps = attention_in_numpy(
+        layer,
+        X,
+        heads=2,
+        head_dim=head_dim,
+        scale=options.get("scale", 1 / np.sqrt(head_dim)),
+        bias=0.0 if bias is None else bias,
+    )
+    np.testing.assert_allclose(numpy(layer(X, attention_bias=bias)), expected, atol=1e-5)
+    np.testing.assert_allclose(numpy(layer.attention_scores(X, bias)), maps, atol=1e-5)
+
+
+def test_attention_has_the_biases_it_is_told_to_have():
+    names = {
+        (True, True): ["kernel", "bias", "kernel", "bias"],
+        (False, True): ["kernel", "kernel", "bias"],
+        (True, False): ["kernel", "bias", "kernel"],
+        (False, False): ["kernel", "kernel"],
+    }
+    for (qkv, output), expected in names.items():
+        layer = layers.MultiHeadSelfAttention(2, qkv_bias=qkv, output_bias=output)
+        layer.build(X.shape)
+        assert [v.name for v in layer.weights] == expected
+
+
+@pytest.mark.parametrize("option", ["attention_dropout", "dropout"])
+def test_dropout_of_attention_acts_in_training_only(option):
+    layer = randomised(layers.MultiHeadSelfAttention(2, **{option: 0.5}), X.shape)
+    calm = numpy(layer(X))
+    np.testing.assert_array_equal(numpy(layer(X, training=False)), calm)
+    assert np.abs(numpy(layer(X, training=True)) - calm).max() > 0.1
+
+
+def test_a_logit_of_minus_infinity_hides_a_key():
+    layer = randomised(layers.MultiHeadSelfAttention(2), X.shape)
+    bias = np.zeros((TOKENS, TOKENS), "float32")
+    bias[:, 2] = -np.inf
+    assert not numpy(layer.attention_scores(X, bias))[..., 2].any()
+    changed = X.copy()
+    changed[:, 2] += 1
+    others = [i for i in range(TOKENS) if i != 2]
+    before, after = (numpy(layer(x, attention_bias=bias))[:, others] for x in (X, changed))
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_dim", [None, 3])
+def test_convolutional_attention_is_the_scaled_product_without_softmax(head_dim):
+    layer = randomised(layers.ConvolutionalAttention(2, head_dim), X.shape)
+    query_kernel, query_bias, key_kernel, key_bias = layer.get_weights()
+    width = head_dim or WIDTH // 2
+    query = (X @ query_kernel + query_bias).reshape(BATCH, TOKENS, 2, width)
+    key = (X @ key_kernel + key_bias).reshape(BATCH, TOKENS, 2, width)
+    expected = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(width)
+    np.testing.assert_allclose(numpy(layer(X)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention, layers.ConvolutionalAttention])
+def test_heads_must_divide_the_channels(layer):
+    with pytest.raises(ValueError, match=r"num_heads=3 does not divide the 8 channels"):
+        layer(3)(X)
+    for wrong in (0, -2):
+        with pytest.raises(ValueError, match=rf"num_heads must be a positive integer.*{wrong}"):
+            layer(wrong)
+
+
+# --- positions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [10_000.0, 100.0])
+def test_sinusoidal_positions_are_the_formula(base):
+    layer = layers.SinusoidalPositionEmbedding(base)
+    table = np.zeros((TOKENS, WIDTH))
+    for n, i in itertools.product(range(TOKENS), range(WIDTH // 2)):
+        angle = n / base ** (2 * i / WIDTH)
+        table[n, 2 * i], table[n, 2 * i + 1] = np.sin(angle), np.cos(angle)
+    np.testing.assert_allclose(numpy(layer(X)), X + table, atol=1e-6)
+    assert not layer.weights
+
+
+def test_sinusoidal_positions_need_an_even_width():
+    with pytest.raises(ValueError, match=r"even number of channels.*7"):
+        layers.SinusoidalPositionEmbedding()(X[..., :7])
+
+
+def test_learned_positions_add_one_vector_to_each_token():
+    layer = randomised(layers.LearnedPositionEmbedding(), X.shape)
+    (table,) = layer.get_weights()
+    assert table.shape == (1, TOKENS, WIDTH)
+    np.testing.assert_allclose(numpy(layer(X)), X + table, atol=1e-6)
+
+
+def test_relative_positions_depend_on_the_offset_alone():
+    layer = randomised(layers.RelativePositionBias(GRID, 4), X.shape)
+    bias = numpy(layer(X))
+    assert bias.shape == (1, 4, TOKENS, TOKENS)
+    cells = list(itertools.product(range(GRID[0]), range(GRID[1])))
+    seen = {}
+    for (i, query), (j, key) in itertools.product(enumerate(cells), repeat=2):
+        offset = (query[0] - key[0], query[1] - key[1])
+        np.testing.assert_array_equal(bias[0, :, i, j], seen.setdefault(offset, bias[0, :, i, j]))
+    assert len(seen) == 3 * 5 == len({value.tobytes() for value in seen.values()})
+    assert layer.get_weights()[0].shape == (15, 4)
+
+
+@pytest.mark.parametrize("offset", [(1, 0), (0, 1), (-1, 2)])
+def test_relative_offsets_are_query_minus_key(offset):
+    """Row (dy + h − 1)(2w − 1) + (dx + w − 1) of the table, as in Swin's own code."""
+    layer = layers.RelativePositionBias(GRID, 1)
+    layer.build(X.shape)
+    (height, width), table = GRID, np.zeros((15, 1), "float32")
+    table[(offset[0] + height - 1) * (2 * width - 1) + offset[1] + width - 1] = 1
+    layer.set_weights([table])
+    bias = numpy(layer(X))[0, 0].reshape(*GRID, *GRID)
+    marked = {
+        (query_row - key_row, query_column - key_column)
+        for query_row, query_column, key_row, key_column in np.argwhere(bias).tolist()
+    }
+    assert marked == {offset}
+
+
+def test_relative_positions_need_the_tokens_of_their_grid():
+    with pytest.raises(ValueError, match=r"grid_size=\(2, 2\) has 4 cells.*6 tokens"):
+        layers.RelativePositionBias((2, 2), 1)(X)
+
+
+# --- tokens and pooling ---------------------------------------------------------------------------
+
+
+def test_patches_are_cut_row_by_row_and_flattened_by_row_column_channel():
+    images = RANDOM.normal(size=(2, 4, 6, 3)).astype("float32")
+    patches = numpy(layers.ImageToPatches(2)(images))
+    expected = [
+        images[:, row : row + 2, column : column + 2].reshape(2, -1)
+        for row in (0, 2)
+        for column in (0, 2, 4)
+    ]
+    np.testing.assert_array_equal(patches, np.stack(expected, axis=1))
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (4, 5, 3), (None, 4, 3)])
+def test_patches_must_tile_the_image(shape):
+    with pytest.raises(ValueError, match=r"patch_size=2.*multiples"):
+        layers.ImageToPatches(2)(keras.Input(shape))
+
+
+def test_class_token_comes_first_and_is_the_same_for_every_image():
+    layer = randomised(layers.ClassToken(), X.shape)
+    output = numpy(layer(X))
+    (token,) = layer.get_weights()
+    np.testing.assert_array_equal(output[:, 1:], X)
+    np.testing.assert_array_equal(output[:, :1], np.repeat(token, BATCH, axis=0))
+
+
+def test_class_token_survives_infinite_features():
+    """A half-precision overflow elsewhere must not make the token itself not-a-number."""
+    layer = randomised(layers.ClassToken(), X.shape)
+    assert np.isfinite(numpy(layer(np.full_like(X, np.inf)))[:, 0]).all()
+
+
+def test_sequence_pooling_is_the_formula():
+    layer = randomised(layers.SequencePooling(), X.shape)
+    kernel, bias = layer.get_weights()
+    weights = softmax((X @ kernel + bias)[..., 0])
+    np.testing.assert_allclose(numpy(layer.token_weights(X)), weights, atol=1e-6)
+    np.testing.assert_allclose(numpy(layer(X)), np.einsum("bn,bnc->bc", weights, X), atol=1e-5)
+
+
+def test_patch_convolutions_see_each_patch_alone():
+    layer = randomised(PatchConvolutions(4, (5, 6), 3), (None, 3, 48))
+    patches = RANDOM.normal(size=(2, 3, 48)).astype("float32")
+    together = numpy(layer(patches))
+    assert together.shape == (2, 3, 6)
+    for sample, patch in itertools.product(range(2), range(3)):
+        alone = numpy(layer(patches[sample : sample + 1, patch : patch + 1]))
+        np.testing.assert_allclose(alone[0, 0], together[sample, patch], atol=1e-5)
+
+
+def test_patch_convolutions_are_convolution_relu_maximum_and_mean():
+    layer = randomised(PatchConvolutions(4, (5,), 1), (None, 1, 48))
+    patch = RANDOM.normal(size=(1, 1, 48)).astype("float32")
+    kernel, bias = layer.get_weights()
+    pixels = np.maximum(patch.reshape(4, 4, 3) @ kernel[0, 0] + bias, 0)
+    expected = pixels.reshape(2, 2, 2, 2, 5).max(axis=(1, 3)).mean(axis=(0, 1))
+    np.testing.assert_allclose(numpy(layer(patch))[0, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [(), (4, 4, 4)])
+def test_patch_convolutions_need_a_patch_they_can_halve(channels):
+    with pytest.raises(ValueError, match=r"patch_size=4 must be at least 2"):
+        PatchConvolutions(4, channels)
+
+
+# --- drop path ------------------------------------------------------------------------------------
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
+    x = np.ones((4000, 3, 2), "float32")
+    output = numpy(layers.DropPath(0.25, seed=1)(x, training=True))
+    kept = output[:, 0, 0] != 0
+    np.testing.assert_allclose(output[kept], 1 / 0.75, rtol=1e-6)
+    assert not output[~kept].any()
+    assert output.mean() == pytest.approx(1, abs=0.05)
+
+
+def test_drop_path_draws_anew_and_repeats_with_its_seed():
+    x = np.ones((64, 1), "float32")
+    one, same = layers.DropPath(0.5, seed=3), layers.DropPath(0.5, seed=3)
+    first, second = numpy(one(x, training=True)), numpy(one(x, training=True))
+    assert (first != second).any()
+    np.testing.assert_array_equal(numpy(same(x, training=True)), first)
+
+
+@pytest.mark.parametrize("options", [{}, {"training": False}])
+def test_drop_path_does_nothing_at_inference(options):
+    np.testing.assert_array_equal(numpy(layers.DropPath(0.9)(X, **options)), X)
+    np.testing.assert_array_equal(numpy(layers.DropPath(0.0)(X, training=True)), X)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_drop_path_needs_a_rate_below_one(rate):
+    with pytest.raises(ValueError, match=rf"rate must be in \[0, 1\), got {rate}"):
+        layers.DropPath(rate)

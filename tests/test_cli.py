@@ -1,0 +1,533 @@
+"""The command line, run in this process."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_hybrid as kh
+from keras_hybrid import export
+from keras_hybrid.cli import main
+
+image_module = pytest.importorskip("PIL.Image", reason="the command line reads images with Pillow")
+
+SIZE = 32
+PEOPLE = 5
+
+
+def spread(model):
+    """Weights of a trained model's size: what was never trained embeds everything alike."""
+    generator = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        if len(variable.shape) > 1:
+            scale = 1.5 / np.sqrt(np.prod(variable.shape[:-1]))
+            variable.assign(generator.normal(0, scale, variable.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model, a folder of five people with four images each, and pairs of them."""
+    folder = tmp_path_factory.mktemp("cli")
+    model = kh.applications.FaceRec(
+        input_shape=(SIZE, SIZE, 3),
+        patch_size=8,
+        dim=32,
+        depth=2,
+        num_heads=4,
+        conv_dim=16,
+        classes=PEOPLE,
+    )
+    spread(model).save(folder / "model.keras")
+    images, labels = kh.data.synthetic_identities(PEOPLE, 4, 48)
+    for position, (image, label) in enumerate(zip(images, labels, strict=True)):
+        file = folder / "faces" / f"p{label}" / f"p{label}_{position % 4 + 1:04d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image_module.fromarray(image).save(file)
+    lines = ["2\t4"]
+    for fold in range(2):
+        lines += [f"p{i}\t{1 + 2 * fold}\t{2 + 2 * fold}" for i in range(4)]
+        lines += [f"p{i}\t{1 + fold}\tp{i + 1}\t{3 + fold}" for i in range(4)]
+    (folder / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def face(folder):
+    return lambda person, number: str(
+        folder / "faces" / f"p{person}" / f"p{person}_000{number}.png"
+    )
+
+
+@pytest.fixture
+def lonely_model(folder, tmp_path) -> Path:
+    """The model in a folder of its own, without results beside it."""
+    return Path(shutil.copy(folder / "model.keras", tmp_path / "model.keras"))
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def failure(capsys, *arguments, status=1) -> str:
+    """Run what must fail; returns the message, which must be one line and alone."""
+    found, out, err = run(capsys, *arguments)
+    assert found == status, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+# help, usage
+
+
+def test_help_names_the_commands(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    assert all(name in out for name in ("list", "info", "verify", "export", "evaluate"))
+    for name in ("list", "info", "verify", "export", "evaluate"):
+        assert run(capsys, name, "--help")[0] == 0
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[:2] == (0, f"keras-hybrid {kh.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["train"], "invalid choice: 'train'"),
+        (["list", "--backend", "numpy"], "invalid choice: 'numpy'"),
+        (["verify", "a.jpg", "b.jpg"], "--model"),
+        (["verify", "a.jpg", "b.jpg", "--model", "m.keras", "--threshold", "3"], r"not in [-1, 1]"),
+        (["export", "m.keras", "m.onnx", "--to", "onnx", "--quantize", "int8"], "--to litert"),
+        (["export", "m.keras", "m.onnx", "--to", "onnx", "--batch-size", "none"], "--to litert"),
+        (["export", "m.keras", "m.onnx", "--to", "litert"], "must end in .tflite"),
+        (["export", "m.keras", "m.tflite", "--to", "litert", "--batch-size", "0"], "'0'"),
+        (
+            ["export", "m.keras", "m.tflite", "--to", "litert", "--quantize", "int8"],
+            "--quantize int8 needs --representative",
+        ),
+        (["evaluate", "m.keras"], "--data, or --pairs"),
+        (["evaluate", "m.keras", "--pairs", "pairs.txt"], "belong together"),
+        (["evaluate", "m.keras", "--data", "x", "--threshold", "0.3"], "belongs to --pairs"),
+        (["evaluate", "m.keras", "--data", "x", "--seed", "1"], "belongs to --test-fraction"),
+        (
+            ["evaluate", "m.keras", "--data", "x", "--split", "a", "--test-fraction", ".2"],
+            "not both",
+        ),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_status_2(capsys, arguments, message):
+    assert message in failure(capsys, *arguments, status=2)
+
+
+# list, info
+
+
+def test_list_shows_every_model_with_its_facts(capsys):
+    status, out, _ = run(capsys, "list")
+    assert status == 0
+    head, *rows = out.splitlines()
+    assert head.split() == ["name", "family", "input", "parameters", "MACs", "paper"]
+    assert [row.split()[0] for row in rows] == kh.list_models()
+    row = next(row for row in rows if row.startswith("facerec "))
+    assert row.split()[:6] == ["facerec", "facerec", "256x256x3", "88,107,265", "11.22", "G"]
+
+
+def test_list_takes_a_pattern(capsys):
+    _, out, _ = run(capsys, "list", "vit_*16")
+    assert [row.split()[0] for row in out.splitlines()[1:]] == ["vit_b16", "vit_s16", "vit_ti16"]
+    assert "'*no*such*'" in failure(capsys, "list", "*no*such*")
+
+
+def test_info_shows_all_the_registry_knows(capsys):
+    status, out, _ = run(capsys, "info", "facerec")
+    assert status == 0
+    facts = dict(line.split("  ", 1) for line in out.splitlines())
+    assert facts["name"].strip() == "facerec"
+    assert facts["parameters"].strip() == "88,107,265"
+    assert facts["reconstruction"].strip() == "yes"
+    assert len(facts) == 11
+
+
+def test_info_of_an_unknown_name_suggests(capsys):
+    assert "Did you mean" in failure(capsys, "info", "facerek")
+
+
+def test_info_prints_layers(capsys):
+    _, out, _ = run(capsys, "info", "cct_2_3x2", "--layers")
+    assert "block1_attention" in out
+    assert "283,723" in out
+
+
+# the backend
+
+
+def test_the_backend_in_use_may_be_asked_for(capsys):
+    assert run(capsys, "list", "vit_b16", "--backend", keras.backend.backend())[0] == 0
+
+
+def test_a_missing_backend_is_said(capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    other = "jax" if keras.backend.backend() != "jax" else "torch"
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == other else find_spec(name)
+    )
+    message = failure(capsys, "list", "--backend", other)
+    assert f"backend {other} is not installed" in message
+    assert f"keras-hybrid[{other}]" in message
+
+
+def test_another_backend_gets_a_process_of_its_own(monkeypatch):
+    other = "jax" if keras.backend.backend() != "jax" else "torch"
+    pytest.importorskip(other)
+    started = {}
+
+    def start(command, env, check):
+        started.update(command=command, backend=env["KERAS_BACKEND"])
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    assert main(["list", "--backend", other]) == 7
+    assert started["backend"] == other
+    assert started["command"][-4:] == ["keras_hybrid.cli", "list", "--backend", other]
+
+
+# verify
+
+
+def test_verify_accepts_an_image_as_itself(capsys, folder, face):
+    status, out, _ = run(
+        capsys, "verify", face(0, 1), face(0, 1), "--model", folder / "model.keras",
+        "--threshold", 0.99,
+    )  # fmt: skip
+    assert status == 0
+    assert out.splitlines()[0] == "same person"
+    assert "1.0000" in out
+    assert "0.9900 (from --threshold)" in out
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_verify_compares_the_embeddings_cosine_with_the_threshold(capsys, folder, face, flip):
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    pair = np.stack(
+        [
+            np.array(image_module.open(name).resize((SIZE, SIZE), image_module.Resampling.BILINEAR))
+            for name in (face(0, 1), face(3, 2))
+        ]
+    ).astype("float32")
+    embedder = keras.Model(model.inputs, model.get_layer("embedding").output)
+    a, b = embedder.predict(pair, verbose=0)
+    if flip:
+        mirrored = embedder.predict(np.ascontiguousarray(pair[:, :, ::-1]), verbose=0)
+        a, b = a + mirrored[0], b + mirrored[1]
+    expected = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    for threshold, same in ((expected - 0.01, True), (expected + 0.01, False)):
+        status, out, _ = run(
+            capsys, "verify", face(0, 1), face(3, 2), "--model", folder / "model.keras", "--json",
+            f"--threshold={threshold}", *(["--flip"] if flip else []),
+        )  # fmt: skip
+        answer = json.loads(out)
+        assert status == 0
+        assert answer["same"] is same
+        assert answer["cosine"] == pytest.approx(expected, abs=1e-4)
+        assert answer["threshold_source"] == "--threshold"
+        assert answer["flip"] is flip
+
+
+def test_verify_takes_the_threshold_that_was_measured(capsys, lonely_model, face):
+    results = lonely_model.parent / "results.json"
+    results.write_text(json.dumps({"verification": {"threshold": 0.4321, "flip": True}}))
+    status, out, err = run(capsys, "verify", face(0, 1), face(1, 1), "--model", lonely_model)
+    assert status == 0
+    assert f"0.4321 (from {results})" in out
+    assert err == "note: the threshold was measured with --flip.\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "There is no threshold for"),
+        ("{}", "holds no verification threshold"),
+        ('{"verification": null}', "holds no verification threshold"),
+        ('{"verification": {"threshold": NaN}}', "holds no verification threshold"),
+    ],
+)
+def test_verify_never_makes_a_threshold_up(capsys, lonely_model, face, content, message):
+    if content is not None:
+        (lonely_model.parent / "results.json").write_text(content)
+    found = failure(capsys, "verify", face(0, 1), face(1, 1), "--model", lonely_model)
+    assert message in found
+    assert "Give --threshold, or measure one: keras-hybrid evaluate" in found
+
+
+def test_broken_results_are_said(capsys, lonely_model, face):
+    (lonely_model.parent / "results.json").write_text("{")
+    arguments = ("verify", face(0, 1), face(1, 1), "--model", lonely_model)
+    assert "results.json is not JSON" in failure(capsys, *arguments)
+
+
+def test_verify_says_what_is_wrong_with_an_image(capsys, folder, face, tmp_path):
+    rest = ("--model", folder / "model.keras", "--threshold", 0.3)
+    missing = tmp_path / "nobody.jpg"
+    assert f"{missing} does not exist" in failure(capsys, "verify", face(0, 1), missing, *rest)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    assert "broken.jpg: not an image" in failure(capsys, "verify", broken, face(0, 1), *rest)
+
+
+def test_verify_turns_photographs_upright(capsys, folder, face, tmp_path):
+    lying = tmp_path / "lying.png"
+    image = image_module.open(face(0, 1))
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    image.transpose(image_module.Transpose.ROTATE_90).save(lying, exif=exif)
+    _, out, _ = run(
+        capsys, "verify", face(0, 1), lying, "--model", folder / "model.keras", "--threshold", 0.3,
+        "--json",
+    )  # fmt: skip
+    assert json.loads(out)["cosine"] == pytest.approx(1, abs=1e-5)
+
+
+def test_verify_says_what_is_wrong_with_a_model(capsys, face, tmp_path):
+    def message(path):
+        return failure(
+            capsys, "verify", face(0, 1), face(1, 1), "--model", path, "--threshold", 0.3
+        )
+
+    assert "does not exist" in message(tmp_path / "none.keras")
+    broken = tmp_path / "broken.keras"
+    broken.write_bytes(b"no model")
+    assert "broken.keras cannot be loaded" in message(broken)
+    other = tmp_path / "model.h5"
+    other.write_bytes(b"")
+    assert "must be a .keras file" in message(other)
+    image = keras.Input((8, 8, 3))
+    headless = tmp_path / "headless.keras"
+    keras.Model(image, keras.layers.GlobalAveragePooling2D()(image)).save(headless)
+    assert "no layer named 'embedding'" in message(headless)
+
+
+# export
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "expected"),
+    [
+        (
+            ["m.tflite", "--to", "litert"],
+            "to_litert",
+            {"output": None, "quantization": None, "input_dtype": "float32", "batch_size": 1},
+        ),
+        (
+            [
+                "m.tflite", "--to", "litert", "--quantize", "dynamic", "--output", "embedding",
+                "--input-dtype", "uint8", "--batch-size", "none",
+            ],
+            "to_litert",
+            {
+                "output": "embedding",
+                "quantization": "dynamic",
+                "input_dtype": "uint8",
+                "batch_size": None,
+            },
+        ),
+        (["m.onnx", "--to", "onnx"], "to_onnx", {"output": None}),
+        (["m", "--to", "saved_model"], "to_saved_model", {"output": None}),
+    ],
+)  # fmt: skip
+def test_export_hands_its_options_on(capsys, folder, monkeypatch, arguments, function, expected):
+    given = {}
+
+    def export_function(model, path, **options):
+        given.update(options, path=path)
+        return export.ExportReport(
+            path, "litert", 1234, 0.001, 1.0, 0.9999, 4, {"ADD": 3}, None, (), (), 1.0
+        )
+
+    monkeypatch.setattr(export, function, export_function)
+    status, out, _ = run(capsys, "export", folder / "model.keras", *arguments)
+    assert status == 0
+    assert given == {**expected, "path": Path(arguments[0])}
+    assert "1,234 bytes" in out
+    assert "ADD 3" in out
+
+
+def test_export_calibrates_with_images_of_the_models_size(capsys, folder, monkeypatch):
+    class StopHereError(RuntimeError):
+        pass
+
+    def export_function(model, path, representative_data, **options):
+        assert options["quantization"] == "int8"
+        assert representative_data.shape == (20, SIZE, SIZE, 3)
+        assert representative_data.dtype == np.uint8
+        raise StopHereError("seen")
+
+    monkeypatch.setattr(export, "to_litert", export_function)
+    message = failure(
+        capsys, "export", folder / "model.keras", "m.tflite", "--to", "litert", "--quantize",
+        "int8", "--representative", folder / "faces",
+    )  # fmt: skip
+    assert message == "error: seen\n"
+
+
+@pytest.mark.slow
+def test_a_litert_embedding_verifies_as_its_model_does(capsys, folder, face, tmp_path):
+    for module in ("tensorflow", "ai_edge_litert"):
+        pytest.importorskip(module)
+    exported = tmp_path / "model.tflite"
+    status, out, err = run(
+        capsys, "export", folder / "model.keras", exported, "--to", "litert", "--output",
+        "embedding",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "image float32 (1, 32, 32, 3)" in out
+    answers, notes = {}, {}
+    for model in (exported, folder / "model.keras"):
+        for flip in ((), ("--flip",)):
+            status, out, err = run(
+                capsys, "verify", face(0, 1), face(2, 1), "--model", model, "--threshold", 0.3,
+                "--json", *flip,
+            )  # fmt: skip
+            assert status == 0, err
+            answers[model.suffix, bool(flip)] = json.loads(out)["cosine"]
+            notes[model.suffix, bool(flip)] = err
+    assert answers[".tflite", False] == pytest.approx(answers[".keras", False], abs=1e-4)
+    # Normalised embeddings are added, not raw ones.
+    assert answers[".tflite", True] == pytest.approx(answers[".keras", True], abs=0.01)
+    assert "normalised embeddings" in notes[".tflite", True]
+
+
+def test_a_file_that_is_no_export_is_said(capsys, face, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    file = tmp_path / "model.tflite"
+    file.write_bytes(b"no model at all, but long enough to be read as one")
+    arguments = ("verify", face(0, 1), face(1, 1), "--model", file, "--threshold", 0.3)
+    assert "model.tflite cannot be read as an exported model" in failure(capsys, *arguments)
+
+
+# evaluate
+
+
+def test_evaluate_measures_identification_and_verification(capsys, folder, tmp_path):
+    out_folder = tmp_path / "evaluation"
+    model_file = folder / "model.keras"
+    status, out, err = run(
+        capsys, "evaluate", model_file, "--data", folder / "faces", "--pairs",
+        folder / "pairs.txt", "--pairs-images", folder / "faces", "--out", out_folder,
+    )  # fmt: skip
+    assert status == 0, err
+    for word in ("top-1", "precision", "most confused", "AUC", "EER", "FAR 0.001", "XNorm"):
+        assert word in out
+    results = json.loads((out_folder / "results.json").read_text())
+
+    model = keras.saving.load_model(model_file, compile=False)
+    loaded = kh.data.load_arrays(kh.data.open_source(folder / "faces"), SIZE)
+    expected = kh.evaluation.evaluate_classifier(model, loaded.images, loaded.labels)
+    found = results["classification"]
+    assert found["top1"] == expected.top1
+    assert found["top5"] == 1
+    assert found["f1_macro"] == pytest.approx(expected.f1_macro)
+    assert sum(c["count"] for c in found["most_confused"]) == round(20 * (1 - expected.top1))
+    pairs = kh.data.read_lfw_pairs(folder / "pairs.txt", folder / "faces")
+    verified = kh.evaluation.evaluate_pairs(model, pairs)
+    assert results["verification"]["accuracy"] == verified.accuracy
+    assert results["verification"]["threshold"] == pytest.approx(verified.threshold, abs=1e-6)
+    assert set(results["verification"]["tar_at_far"]) >= {"0.01", "0.001"}
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert (out_folder / "roc.png").stat().st_size > 1000
+        assert (out_folder / "scores.png").stat().st_size > 1000
+
+
+def test_verify_uses_what_evaluate_measured(capsys, folder, face, lonely_model):
+    run(
+        capsys, "evaluate", lonely_model, "--pairs", folder / "pairs.txt", "--pairs-images",
+        folder / "faces", "--out", lonely_model.parent,
+    )  # fmt: skip
+    measured = json.loads((lonely_model.parent / "results.json").read_text())
+    _, out, _ = run(capsys, "verify", face(0, 1), face(0, 2), "--model", lonely_model, "--json")
+    assert json.loads(out)["threshold"] == measured["verification"]["threshold"]
+
+
+def test_evaluate_judges_at_a_given_threshold(capsys, folder, tmp_path):
+    status, _, _ = run(
+        capsys, "evaluate", folder / "model.keras", "--pairs", folder / "pairs.txt",
+        "--pairs-images", folder / "faces", "--threshold", -1, "--out", tmp_path / "out",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert status == 0
+    assert results["verification"]["accuracy"] == 0.5  # everything is accepted
+    assert results["verification"]["threshold_source"] == "--threshold"
+    assert results["classification"] is None
+
+
+def test_evaluate_uses_the_images_that_training_held_out(capsys, folder, tmp_path):
+    status, out, _ = run(
+        capsys, "evaluate", folder / "model.keras", "--data", folder / "faces",
+        "--test-fraction", 0.25, "--seed", 3, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0
+    assert "5 of 5 classes" in out
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["classification"]
+    test = kh.data.split_source(kh.data.open_source(folder / "faces"), 0.25, 3)[1]
+    loaded = kh.data.load_arrays(test, SIZE)
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    assert found["top1"] == (
+        kh.evaluation.evaluate_classifier(model, loaded.images, loaded.labels).top1
+    )
+
+
+def test_evaluate_does_not_overwrite_a_trainings_results(capsys, folder, tmp_path):
+    (tmp_path / "results.json").write_text('{"top1": 0.9}')
+    message = failure(
+        capsys, "evaluate", folder / "model.keras", "--data", folder / "faces", "--out", tmp_path
+    )
+    assert "give --out another folder" in message
+    assert (tmp_path / "results.json").read_text() == '{"top1": 0.9}'
+
+
+def test_evaluate_needs_the_classes_of_the_model(capsys, folder):
+    message = failure(capsys, "evaluate", folder / "model.keras", "--data", "synthetic:3x2")
+    assert "synthetic:3x2 has 3 classes" in message
+    assert "does not exist" in failure(
+        capsys, "evaluate", folder / "model.keras", "--data", folder / "nowhere"
+    )
+
+
+# training/evaluate.py
+
+
+def test_the_script_is_the_same_command(capsys, folder):
+    from training import evaluate
+
+    arguments = [str(folder / "model.keras"), "--data", str(folder / "faces"), "--flip"]
+    assert evaluate.main(arguments) == 0
+    from_script = capsys.readouterr().out
+    assert run(capsys, "evaluate", *arguments)[:2] == (0, from_script)
+
+
+def test_the_script_runs_from_anywhere(tmp_path):
+    script = Path(__file__).parents[1] / "training" / "evaluate.py"
+    finished = subprocess.run(
+        [sys.executable, str(script), "none.keras"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 2
+    # Before it come the lines that a backend writes of its own accord.
+    assert finished.stderr.splitlines()[-1].startswith("error: Give --data, or --pairs")

@@ -1,0 +1,76 @@
+import argparse
+import dataclasses
+
+import pytest
+
+from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
+
+
+def override(*arguments):
+    parser = argparse.ArgumentParser()
+    add_overrides(parser)
+    base = Recipe(model="facerec_small", data="faces/", model_arguments={"dim": 96})
+    return with_overrides(base, parser.parse_args(arguments))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_says_how_to_run_it(name):
+    assert isinstance(load_recipe(name), Recipe)
+    module = __import__(f"training.recipes.{name}", fromlist=["recipe"])
+    assert f"training/train.py {name}" in module.__doc__
+
+
+def test_the_papers_hyperparameters_are_those_of_its_figure_3():
+    first, second = load_recipe("facerec_attempt1"), load_recipe("facerec_attempt2")
+    assert (first.epochs, second.epochs) == (12, 15)
+    assert (first.restart_steps, second.restart_steps) == (1000, 500)
+    assert (first.margin, second.margin) == (0.5, 0.35)
+    assert (first.weight_decay, second.weight_decay) == (0.0, 0.1)
+    for recipe in (first, second):
+        assert (recipe.batch_size, recipe.learning_rate, recipe.scale) == (128, 1e-3, 64.0)
+        assert (recipe.image_size, recipe.loss, recipe.restart_factor) == (256, "arcface", 1.0)
+
+
+def test_values_are_converted_to_the_type_of_their_field():
+    recipe = override("--epochs", "3", "--learning-rate", "2e-4", "--augment", "false")
+    assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, False)
+    assert override("--margin", "none").margin is None
+
+
+def test_keywords_are_added_key_by_key():
+    recipe = override("--model-arguments", "depth=2", "stem_channels=(16,32)", "pooling=avg")
+    assert recipe.model_arguments == {
+        "dim": 96,
+        "depth": 2,
+        "stem_channels": (16, 32),
+        "pooling": "avg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", "three"), "--epochs must be int"),
+        (("--epochs", "0"), "epochs must be a positive integer"),
+        (("--augment", "maybe"), "--augment must be true or false"),
+        (("--loss", "triplet"), "loss must be one of arcface"),
+        (("--model-arguments", "depth"), "KEY=VALUE"),
+        (("--train-split", "train"), "train_split and test_split belong together"),
+        (("--pairs", "pairs.txt"), "pairs_images"),
+        (("--export", "coreml"), "export must be of"),
+        (("--learning-rate", "-1"), "learning_rate must be positive"),
+    ],
+)
+def test_a_wrong_value_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        override(*arguments)
+
+
+def test_an_unknown_recipe_lists_those_there_are():
+    with pytest.raises(ValueError, match="quickstart"):
+        load_recipe("quickstrat")
+
+
+def test_every_field_is_documented():
+    for field in dataclasses.fields(Recipe):
+        assert f"        {field.name}: " in Recipe.__doc__

@@ -1,0 +1,247 @@
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from training import train
+from training.recipe import Recipe
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+TINY = Recipe(
+    model="vit_ti16",
+    model_arguments={
+        "patch_size": 8,
+        "dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "drop_path": 0.3,
+        "dropout": 0.1,
+    },
+    data="synthetic:4x20",
+    image_size=16,
+    batch_size=16,
+    epochs=2,
+    warmup_epochs=1,
+    learning_rate=3e-3,
+    validation_every=1,
+    checkpoint_steps=2,
+)
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAt(keras.callbacks.Callback):
+    """Ends a run as abruptly as Python can, after the callbacks before it."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            raise Stop
+
+
+def train_until(recipe, out, monkeypatch, stop_at=None):
+    """Run a recipe's training alone; returns (weights, history)."""
+    keras.utils.set_random_seed(recipe.seed)
+    images, test = train.load_data(recipe)
+    model = train.build_model(recipe, 4, len(images.labels) // recipe.batch_size)
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])  # it imports TensorFlow
+    fit = type(model).fit
+    if stop_at is not None:
+
+        def stopped_fit(self, *args, callbacks, **kwargs):
+            return fit(self, *args, callbacks=[*callbacks, StopAt(stop_at)], **kwargs)
+
+        monkeypatch.setattr(type(model), "fit", stopped_fit)
+    try:
+        history, _ = train.fit(
+            recipe,
+            model,
+            images,
+            test,
+            out,
+            settings={"seed": recipe.seed},
+            restart=False,
+            verbose=0,
+        )
+    finally:
+        monkeypatch.setattr(type(model), "fit", fit)
+    return [keras.ops.convert_to_numpy(v) for v in model.weights], history
+
+
+@pytest.mark.parametrize("stop_at", [3, pytest.param(4, marks=pytest.mark.slow), 7])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    tmp_path, monkeypatch, stop_at
+):
+    """With dropout, drop path, augmentation, warm-up: order, schedule and randomness go on."""
+    expected, history = train_until(TINY, tmp_path / "whole", monkeypatch)
+    with pytest.raises(Stop):
+        train_until(TINY, tmp_path / "broken", monkeypatch, stop_at)
+    resumed, resumed_history = train_until(TINY, tmp_path / "broken", monkeypatch)
+    # Steps since the last checkpoint are computed anew, so equality holds wherever it stopped.
+    for a, b in zip(expected, resumed, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert [row["epoch"] for row in resumed_history] == [row["epoch"] for row in history] == [0, 1]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    first, _ = train_until(TINY, tmp_path, monkeypatch)
+    again, history = train_until(TINY, tmp_path, monkeypatch)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(history) == 2
+
+
+def test_a_run_with_other_settings_is_not_continued(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(TINY, epochs=1)
+    train_until(recipe, tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="other settings"):
+        train_until(dataclasses.replace(recipe, seed=5), tmp_path, monkeypatch)
+
+
+def test_the_history_file_has_one_row_for_each_epoch(tmp_path, monkeypatch):
+    _, history = train_until(TINY, tmp_path, monkeypatch)
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [0, 1]
+    assert float(rows[1]["loss"]) == pytest.approx(history[1]["loss"])
+    assert float(rows[1]["images_per_second"]) > 0
+
+
+def test_nan_stops_with_step_rate_and_advice(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(
+        TINY, learning_rate=1e30, schedule="constant", clip_norm=None, optimizer="sgd"
+    )
+    with pytest.raises(FloatingPointError, match=r"step \d+ .* learning rate 1e\+30.*Try"):
+        train_until(recipe, tmp_path, monkeypatch)
+
+
+def test_weight_decay_spares_vectors_and_positions():
+    model = train.build_model(TINY, 4, 4)
+    spared = {v.path for v in train.without_weight_decay(model)}
+    for v in model.trainable_variables:
+        if v.path.endswith(("bias", "gamma", "beta")) or "position_embedding" in v.path:
+            assert v.path in spared
+    decayed = {v.path for v in model.trainable_variables} - spared
+    assert any(path.endswith("predictions/centers") for path in decayed)
+    assert any("patch_embedding/kernel" in path for path in decayed)
+    assert any(path.endswith("block0_attention/qkv/kernel") for path in decayed)
+
+
+def test_the_paper_s_schedule_restarts():
+    recipe = dataclasses.replace(TINY, schedule="cosine_restarts", restart_steps=10)
+    schedule = train.build_optimizer(recipe, 4)._learning_rate
+    rates = [float(schedule(step)) for step in (0, 5, 9, 10)]
+    assert rates[0] == pytest.approx(3e-3) == pytest.approx(rates[3])
+    assert rates[0] > rates[1] > rates[2]
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        ("arcface", "ArcFace"),
+        ("sphereface", "SphereFace"),
+        ("curricularface", "CurricularFace"),
+        ("adaface", "AdaFace"),
+        ("cosface", "CosFace"),
+    ],
+)
+def test_a_recipe_s_loss_gets_its_margin_and_scale(loss, kind):
+    built = train.build_loss(dataclasses.replace(TINY, loss=loss, margin=0.25, scale=20.0))
+    assert type(built).__name__ == kind
+    config = built.get_config()
+    assert (config["margin"], config["scale"]) == (0.25, 20.0)
+
+
+def test_softmax_is_a_margin_of_zero():
+    built = train.build_loss(dataclasses.replace(TINY, loss="softmax"))
+    assert built.get_config()["margin"] == 0.0
+
+
+def test_a_run_with_an_adaptive_loss_resumes_its_state(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(TINY, loss="curricularface")
+    expected, history = train_until(recipe, tmp_path / "whole", monkeypatch)
+    with pytest.raises(Stop):
+        train_until(recipe, tmp_path / "broken", monkeypatch, 3)
+    resumed, resumed_history = train_until(recipe, tmp_path / "broken", monkeypatch)
+    assert resumed_history[-1]["curriculum_t"] == pytest.approx(history[-1]["curriculum_t"])
+    for a, b in zip(expected, resumed, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_whole_run_writes_results_and_a_report(tmp_path):
+    recipe = dataclasses.replace(TINY, pairs="synthetic:20x6", epochs=1)
+    results = train.run(recipe, tmp_path, verbose=0)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["top1"] == results["top1"]
+    assert 0 <= written["verification"]["accuracy"] <= 1
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    model = keras.models.load_model(tmp_path / "last.keras")
+    assert model.count_params() == results["parameters"]
+
+
+def _command(out, *more):
+    options = {
+        "model": [TINY.model],
+        "model-arguments": [f"{k}={v}" for k, v in TINY.model_arguments.items()],
+        "data": ["synthetic:4x40"],
+        "image-size": ["16"],
+        "batch-size": ["8"],
+        "epochs": ["4"],
+        "checkpoint-steps": ["3"],
+        "validation-every": ["1"],
+        "pairs": ["none"],
+        "export": ["none"],
+    }
+    flags = [part for key, values in options.items() for part in (f"--{key}", *values)]
+    script = str(ROOT / "training" / "train.py")
+    return [sys.executable, script, "facerec_small", "--out", str(out), "--quiet", *flags, *more]
+
+
+@pytest.mark.slow
+def test_a_killed_process_continues_with_the_same_command(tmp_path):
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    pointer = tmp_path / "run" / "checkpoint" / "latest.json"
+    process = subprocess.Popen(
+        _command(tmp_path / "run"),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not pointer.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = json.loads(pointer.read_text())
+    assert (pointer.parent / state["file"]).exists()
+    done = subprocess.run(
+        _command(tmp_path / "run"), env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"Continuing at epoch {state['epoch'] + 1}, batch {state['batch']}" in done.stdout
+    history = json.loads(pointer.read_text())["history"]
+    assert [row["epoch"] for row in history] == [0, 1, 2, 3]
+
+
+def test_a_wrong_data_set_is_one_sentence_and_exit_status_1(tmp_path, capsys):
+    status = train.main(["facerec_small", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert status == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(tmp_path) in error
