@@ -89,7 +89,7 @@ def finish(
     ]
     if pairs is not None:
         verified = evaluation.evaluate_pairs(model, pairs, flip=True)
-        results["verification"] = verified.to_dict()
+        results["verification"] = {**verified.to_dict(), "flip": True}
         summary["Verification"] = f"{verified.accuracy:.1%} ± {verified.accuracy_std:.1%}"
         tables["Verification of people not trained on"] = {
             "accuracy": f"{verified.accuracy:.2%} ± {verified.accuracy_std:.2%}",

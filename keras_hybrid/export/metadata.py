@@ -50,7 +50,10 @@ def _read_litert(path: Path) -> str | None:
     require("ai_edge_litert", purpose="Reading a .tflite file")
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.Model.GetRootAs(path.read_bytes())
+    content = path.read_bytes()
+    if content[4:8] != b"TFL3":
+        raise ValueError(f"{path} is not a LiteRT file.")
+    model = schema.Model.GetRootAs(content)
     for index in range(model.MetadataLength()):
         entry = model.Metadata(index)
         if entry.Name() == METADATA_NAME.encode():

@@ -1,0 +1,39 @@
+# Two commands: `make quickstart` and `make test`. Both make their own environment in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BACKEND ?= tensorflow
+# A plain `torch` brings gigabytes of CUDA; give TORCH=torch for a GPU.
+TORCH ?= torch==2.13.0
+PYTEST_FLAGS ?= -n 2
+
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.tensorflow
+	KERAS_BACKEND=tensorflow $(VENV)/bin/python training/train.py quickstart --quiet
+
+test: $(VENV)/.tensorflow $(VENV)/.$(BACKEND)
+	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.tensorflow
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+# TensorFlow is there for every backend: exports go through it.
+$(VENV)/.tensorflow: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[tensorflow,train,face,plot,export,dev]"
+	touch $@
+
+$(VENV)/.jax: $(VENV)/.tensorflow
+	$(PIP) -e ".[jax]"
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.tensorflow
+	$(PIP) "$(TORCH)"
+	$(PIP) -e ".[torch]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
