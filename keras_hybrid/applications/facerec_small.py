@@ -250,8 +250,8 @@ register_model(
         input_shape=(112, 112, 3),
         classes=306,
         classifier="cosine",
-        parameters=0,
-        macs=0,
+        parameters=1_806_713,
+        macs=473_248_512,
         ours=True,
     ),
 )
