@@ -88,18 +88,23 @@ def finish(
         {"is": c.true, "taken for": c.predicted, "times": c.count} for c in plain.most_confused(8)
     ]
     if pairs is not None:
-        verified = evaluation.evaluate_pairs(model, pairs, flip=True)
-        results["verification"] = {**verified.to_dict(), "flip": True}
+        verified = evaluation.evaluate_pairs(model, pairs)
+        verified_flip = evaluation.evaluate_pairs(model, pairs, flip=True)
+        # The single crop's threshold is the one that ``keras-hybrid verify`` reads.
+        results["verification"] = {**verified.to_dict(), "flip": False}
+        results["verification_flip"] = {**verified_flip.to_dict(), "flip": True}
         summary["Verification"] = f"{verified.accuracy:.1%} ± {verified.accuracy_std:.1%}"
-        tables["Verification of people not trained on"] = {
-            "accuracy": f"{verified.accuracy:.2%} ± {verified.accuracy_std:.2%}",
-            "threshold (cosine)": f"{verified.threshold:.3f}",
-            "area under ROC": f"{verified.auc:.4f}",
-            "equal error rate": f"{verified.eer:.2%}",
-            "pairs": len(pairs),
+        tables[f"Verification of people not trained on, {len(pairs):,} pairs"] = {
+            name: {
+                "accuracy": f"{r.accuracy:.2%} ± {r.accuracy_std:.2%}",
+                "threshold (cosine)": f"{r.threshold:.3f}",
+                "area under ROC": f"{r.auc:.4f}",
+                "equal error rate": f"{r.eer:.2%}",
+            }
+            for name, r in (("single crop", verified), ("crop and mirror image", verified_flip))
         }
         figures["ROC of the verification"] = evaluation.plot_roc(
-            {recipe.model: verified}, out / "roc.png"
+            {"single crop": verified, "crop and mirror image": verified_flip}, out / "roc.png"
         )
         figures["Scores of the pairs"] = evaluation.plot_scores(verified, out / "scores.png")
     if recipe.export != "none":
