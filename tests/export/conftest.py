@@ -6,9 +6,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from export_cases import NEEDS, hybrid_network, randomize, skip_without
 
 from keras_hybrid import export
+from tests.export.export_cases import NEEDS, hybrid_network, randomize, skip_without
 
 
 @pytest.fixture(scope="session")

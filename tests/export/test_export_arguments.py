@@ -7,12 +7,12 @@ import sys
 import keras
 import numpy as np
 import pytest
-from export_cases import IMAGE_SHAPE, NEEDS, hybrid_network, skip_without
 from keras import layers
 
 from keras_hybrid import export
 from keras_hybrid.export import preparation
 from keras_hybrid.export import report as reports
+from tests.export.export_cases import IMAGE_SHAPE, NEEDS, hybrid_network, skip_without
 
 EXPORTS = [("to_saved_model", "out"), ("to_litert", "out.tflite"), ("to_onnx", "out.onnx")]
 

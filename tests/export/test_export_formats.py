@@ -8,10 +8,10 @@ import sys
 import keras
 import numpy as np
 import pytest
-from export_cases import IMAGE_SHAPE, NEEDS, hybrid_network, randomize, skip_without
 from keras import layers
 
 from keras_hybrid import export
+from tests.export.export_cases import IMAGE_SHAPE, NEEDS, hybrid_network, randomize, skip_without
 
 pytestmark = pytest.mark.slow
 
