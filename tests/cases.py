@@ -120,16 +120,22 @@ def dtype_policy(name: str):
 
 @contextlib.contextmanager
 def fast_compilation():
-    """Compile for speed of compiling: tiny models run too seldom to earn XLA's optimisation."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
+    """Compile for speed of compiling: tiny models run too seldom to earn an optimisation."""
+    if keras.backend.backend() == "jax":
+        import jax
 
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+        before = jax.config.values["jax_disable_most_optimizations"]
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+        yield
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    else:
+        yield
 
 
 @contextlib.contextmanager

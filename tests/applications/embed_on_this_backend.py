@@ -11,11 +11,13 @@ import keras
 import numpy as np
 
 import keras_hybrid as kh
+from tests.cases import fast_compilation, predict
 
 folder = pathlib.Path(sys.argv[1])
 images = np.load(folder / "images.npy")
 embeddings = {}
-for path in sorted(folder.glob("*.keras")):
-    embedder = kh.applications.embedding_model(keras.saving.load_model(path))
-    embeddings[path.stem] = keras.ops.convert_to_numpy(embedder(images, training=False))
+with fast_compilation():
+    for path in sorted(folder.glob("*.keras")):
+        embedder = kh.applications.embedding_model(keras.saving.load_model(path, compile=False))
+        embeddings[path.stem] = predict(embedder, images)
 np.savez(folder / f"{keras.backend.backend()}.npz", **embeddings)

@@ -9,7 +9,6 @@ from keras import ops
 
 from keras_hybrid import layers
 from keras_hybrid.applications.facerec import PatchConvolutions
-from tests.cases import fast_compilation
 
 BATCH, TOKENS, WIDTH = 2, 6, 8
 GRID = (2, 3)
@@ -35,12 +34,6 @@ LAYERS = {
     "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fast_compilation():
-    with fast_compilation():
-        yield
 
 
 def numpy(tensor):
