@@ -4,12 +4,13 @@ FaceRec (see ``facerec``) adds attention logits computed from convolutional feat
 vision transformer. Its proportions need far more faces than most people have. What stays here is
 its heart: those logits, added in every layer, and sequence pooling. What changes, and why:
 
-- A convolutional stem (stride 8) makes the tokens, as in CCT and CvT; linear patches learn little
-  from a few thousand faces.
+- A convolutional stem makes the tokens: convolutions at full resolution, each followed by max
+  pooling, as CCT's tokenizer has them (there without batch normalisation). Linear patches learn
+  little from a few thousand faces.
 - The convolutional attention reads the stem's own feature maps at every scale instead of a second
   CNN that sees each patch alone, and every block has its own query and key.
-- Depthwise 3×3 convolutions before each attention and inside each MLP (as in CMT, Guo et al. 2022)
-  and Swin's relative position table give the locality that small data cannot teach.
+- Swin's relative position table, one for each block, gives locality. Depthwise 3×3 convolutions
+  before each attention and inside each MLP (as in CMT, Guo et al. 2022) are an option.
 - Beside sequence pooling, which weighs tokens by content, a global depthwise convolution
   (MobileFaceNets, Chen et al. 2018) weighs them by place: aligned faces have their eyes in
   one place.
@@ -51,10 +52,11 @@ def _conv_norm(x, channels: int, kernel_size: int, strides: int, name: str, acti
 
 
 def _stem(x, channels: Sequence[int], blocks: Sequence[int]) -> list:
-    """Stages of [stride-2 convolution, residual blocks]; returns the output of each stage."""
+    """Stages of [convolution, max pooling, residual blocks]; returns each stage's output."""
     taps = []
     for i, (width, count) in enumerate(zip(channels, blocks, strict=True)):
-        x = _conv_norm(x, width, 3, 2, f"stem{i}")
+        x = _conv_norm(x, width, 3, 1, f"stem{i}")
+        x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name=f"stem{i}_pool")(x)
         for j in range(count):
             name = f"stem{i}_block{j}"
             y = _conv_norm(x, width, 3, 1, f"{name}_a")
@@ -108,17 +110,17 @@ def FaceRecSmall(
     classifier: str = "cosine",
     centers_per_class: int = 1,
     embedding_dim: int = 256,
-    stem_channels: Sequence[int] = (32, 64),
-    stem_blocks: Sequence[int] = (0, 2),
+    stem_channels: Sequence[int] = (24, 48),
+    stem_blocks: Sequence[int] = (0, 0),
     dim: int = 192,
-    depth: int = 4,
+    depth: int = 5,
     num_heads: int = 6,
     mlp_ratio: float = 2.0,
     conv_dim: int = 64,
     conv_head_dim: int = 8,
     convolutional_attention: bool = True,
     relative_position: bool = True,
-    depthwise: bool = True,
+    depthwise: bool = False,
     position_pooling: bool = True,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
@@ -178,7 +180,9 @@ def FaceRecSmall(
     tokens = grid[0] * grid[1]
     features = _tap_tokens(taps, conv_dim) if convolutional_attention else None
     x = keras.layers.Reshape((tokens, dim), name="tokens")(taps[-1])
-    x = LearnedPositionEmbedding(name="position_embedding")(x)
+    x = LearnedPositionEmbedding(
+        keras.initializers.TruncatedNormal(stddev=0.2), name="position_embedding"
+    )(x)
     for i, rate in enumerate(linear_drop_path(drop_path, depth)):
         logits = []
         if convolutional_attention:
@@ -250,8 +254,8 @@ register_model(
         input_shape=(112, 112, 3),
         classes=306,
         classifier="cosine",
-        parameters=1_806_713,
-        macs=473_248_512,
+        parameters=1_905_271,
+        macs=493_607_424,
         ours=True,
     ),
 )

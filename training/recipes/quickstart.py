@@ -9,8 +9,8 @@ from training.recipe import Recipe
 recipe = Recipe(
     model="facerec_small",
     model_arguments={
-        "stem_channels": (16, 32),
-        "stem_blocks": (0, 1),
+        "stem_channels": (12, 24),
+        "stem_blocks": (0, 0),
         "dim": 96,
         "depth": 2,
         "num_heads": 3,
