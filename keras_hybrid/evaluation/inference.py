@@ -17,7 +17,6 @@ __all__ = [
     "embedding_norms",
     "model_image_size",
     "predict",
-    "resize_image",
 ]
 
 FLIP_MODES = ("sum", "concatenate")
@@ -170,32 +169,6 @@ def model_image_size(model: object) -> tuple[int, int] | None:
     first = 2 if keras.config.image_data_format() == "channels_first" else 1
     height, width = shape[first : first + 2]
     return None if height is None or width is None else (int(height), int(width))
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Resize one image with Pillow's antialiased bilinear filter, if it is not of that size.
-
-    Args:
-        image: uint8 (height, width, 3).
-        size: (height, width), or None to leave the image alone.
-
-    Returns:
-        uint8 (height, width, 3).
-
-    Raises:
-        ImportError: If the image has to be resized and Pillow is missing.
-    """
-    if size is None or image.shape[:2] == tuple(size):
-        return image
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "Resizing images needs Pillow: pip install 'keras-hybrid[face]'."
-        ) from error
-    height, width = size
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
 
 
 def _check_images(images: ArrayLike) -> np.ndarray:

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_hybrid.evaluation.inference import embed_batches, model_image_size, resize_image
+from keras_hybrid.data.files import resize_image
+from keras_hybrid.evaluation.inference import embed_batches, model_image_size
 
 if TYPE_CHECKING:
     import keras
@@ -389,7 +390,7 @@ def evaluate_pairs(
     batch_size = min(batch_size, len(names))
     row = {name: index for index, name in enumerate(names)}
     batches = (
-        _stack([resize_image(pairs.read(name), size) for name in names[start : start + batch_size]])
+        _stack([_read(pairs, name, size) for name in names[start : start + batch_size]])
         for start in range(0, len(names), batch_size)
     )
     embeddings, norms = embed_batches(
@@ -403,6 +404,11 @@ def evaluate_pairs(
         threshold=threshold,
     )
     return replace(result, xnorm=float(norms.mean()))
+
+
+def _read(pairs: PairList, name: str, size: tuple[int, int] | None) -> np.ndarray:
+    image = pairs.read(name)
+    return image if size is None else resize_image(image, size)
 
 
 def _directions(name: str, embeddings: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -104,7 +104,7 @@ def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_missing_pillow_names_the_extra(monkeypatch):
-    from keras_hybrid.evaluation.inference import resize_image
+    from keras_hybrid.data.files import resize_image
 
     monkeypatch.setitem(sys.modules, "PIL", None)
     image = np.zeros((4, 4, 3), "uint8")
