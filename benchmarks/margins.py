@@ -3,8 +3,8 @@
     python benchmarks/margins.py
 
 The field knows ArcFace (m 0.5, s 64) to stall on transformers trained from scratch where CosFace
-converges. This runs the quickstart's FaceRec-small on synthetic identities with each loss, only the
-loss and its numbers changed, and writes every epoch to a CSV file and the curves to a PNG beside it.
+converges. This runs the quickstart's FaceRec-small on synthetic identities with each loss, only
+the loss and its numbers changed, and writes every epoch to a CSV file and the curves to a PNG.
 """
 
 import argparse
