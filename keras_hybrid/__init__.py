@@ -10,7 +10,7 @@ from keras_hybrid import applications, layers, losses, metrics
 from keras_hybrid._version import __version__
 from keras_hybrid.applications.registry import create_model, list_models, model_info
 
-_LAZY = ("data", "evaluation", "explain", "export")
+_LAZY = ("convert", "data", "evaluation", "explain", "export")
 
 __all__ = [
     "__version__",

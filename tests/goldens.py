@@ -66,15 +66,3 @@ class Golden:
         y = y.reshape(-1)[:: self.spec.get("output_stride", 1)]
         assert y.shape == self.output.shape
         return float(np.linalg.norm(y - self.output) / np.linalg.norm(self.output))
-
-
-def assign(layer, *weights: np.ndarray, transpose: bool = True) -> None:
-    """Set a layer's variables from PyTorch weights in the layer's own order."""
-    variables = layer.weights
-    assert len(variables) == len(weights), (layer.name, [v.path for v in variables])
-    for variable, weight in zip(variables, weights, strict=True):
-        if transpose and weight.ndim == 4:
-            weight = weight.transpose(2, 3, 1, 0)
-        elif transpose and weight.ndim == 2:
-            weight = weight.T
-        variable.assign(weight.reshape(variable.shape))
