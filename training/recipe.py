@@ -33,7 +33,8 @@ class Recipe:
             (cross-entropy on scaled cosines: a margin of 0).
         margin: Of the loss. ``None``: the loss's own default.
         scale: Factor on the cosines (the papers' s).
-        optimizer: "adamw", "adam" or "sgd".
+        optimizer: "adamw", "adam", "sgd" or "muon" (for the matrices of blocks; AdamW
+            for everything else).
         learning_rate: Peak learning rate.
         schedule: "cosine" (to zero), "cosine_restarts" or "constant".
         warmup_epochs: Epochs of linear warm-up, for "cosine".
@@ -43,6 +44,9 @@ class Recipe:
             position embeddings and relative position tables.
         beta_2: Of Adam and AdamW.
         momentum: Of SGD.
+        matrix_learning_rate: Peak rate of the matrices that "muon" orthogonalises the updates of;
+            everything else has AdamW at ``learning_rate``.
+        matrix_weight_decay: Their decoupled weight decay.
         clip_norm: Largest global norm of the gradients, or ``None``.
         augment: Whether to augment with ``face_augmentation``.
         augmentation: Keywords of ``face_augmentation``.
@@ -82,6 +86,8 @@ class Recipe:
     weight_decay: float = 0.05
     beta_2: float = 0.99
     momentum: float = 0.9
+    matrix_learning_rate: float = 5e-3
+    matrix_weight_decay: float = 0.2
     clip_norm: float | None = 2.0
     augment: bool = True
     augmentation: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -104,7 +110,7 @@ class Recipe:
                 "adaface",
                 "softmax",
             ),
-            "optimizer": ("adamw", "adam", "sgd"),
+            "optimizer": ("adamw", "adam", "sgd", "muon"),
             "schedule": ("cosine", "cosine_restarts", "constant"),
             "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
         }
@@ -124,7 +130,7 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer; got {value!r}.")
-        for name in ("learning_rate", "scale"):
+        for name in ("learning_rate", "matrix_learning_rate", "scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)!r}.")
         if not 0 < self.test_fraction < 1:

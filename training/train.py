@@ -18,6 +18,10 @@ from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, wi
 
 LOG = logging.getLogger("training")
 
+# Parts of variable paths. Muon is for the matrices of blocks; classifiers, tables and pooling keep
+# AdamW, as does every weight that is not a matrix (Keras itself leaves out embeddings).
+NOT_ORTHOGONALISED = ["predictions", "pooling", "position", "convolutional_attention"]
+
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recipe]:
     """Read the command line; neither Keras nor a backend is loaded yet."""
@@ -98,26 +102,39 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
     """Return the recipe's optimizer with its learning-rate schedule."""
     import keras
 
+    # Muon's own rate is the matrices'; what AdamW updates beside it has a share of that rate.
+    is_muon = recipe.optimizer == "muon"
+    peak = recipe.matrix_learning_rate if is_muon else recipe.learning_rate
     if recipe.schedule == "cosine":
         total = recipe.epochs * steps_per_epoch
         warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total - 1)
         rate = keras.optimizers.schedules.CosineDecay(
-            0.0 if warmup else recipe.learning_rate,
+            0.0 if warmup else peak,
             total - warmup,
-            warmup_target=recipe.learning_rate if warmup else None,
+            warmup_target=peak if warmup else None,
             warmup_steps=warmup,
         )
     elif recipe.schedule == "cosine_restarts":
         rate = keras.optimizers.schedules.CosineDecayRestarts(
-            recipe.learning_rate, recipe.restart_steps, t_mul=recipe.restart_factor
+            peak, recipe.restart_steps, t_mul=recipe.restart_factor
         )
     else:
-        rate = recipe.learning_rate
+        rate = peak
     common = {
         "learning_rate": rate,
         "weight_decay": recipe.weight_decay or None,
         "global_clipnorm": recipe.clip_norm,
     }
+    if is_muon:
+        share = recipe.learning_rate / recipe.matrix_learning_rate
+        common["weight_decay"] = recipe.matrix_weight_decay
+        return keras.optimizers.Muon(
+            adam_beta_2=recipe.beta_2,
+            adam_lr_ratio=share,
+            adam_weight_decay=recipe.weight_decay * share,
+            exclude_layers=NOT_ORTHOGONALISED,
+            **common,
+        )
     if recipe.optimizer == "sgd":
         return keras.optimizers.SGD(momentum=recipe.momentum, **common)
     kind = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[recipe.optimizer]

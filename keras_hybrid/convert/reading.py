@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pickle
 from collections.abc import Mapping
 
 import numpy as np
@@ -68,7 +69,13 @@ def _read_file(path: pathlib.Path) -> Mapping:
         import torch
     except ImportError as error:
         raise ImportError(f"{path} needs PyTorch: pip install 'keras-hybrid[torch]'") from error
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"PyTorch cannot read {path} with weights_only=True, which runs no code of the file: "
+            f"{error}"
+        ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
     return content

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +142,33 @@ def test_weight_decay_spares_vectors_and_positions():
     assert any(path.endswith("predictions/centers") for path in decayed)
     assert any("patch_embedding/kernel" in path for path in decayed)
     assert any(path.endswith("block0_attention/qkv/kernel") for path in decayed)
+
+
+def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest():
+    recipe = dataclasses.replace(
+        TINY,
+        optimizer="muon",
+        schedule="constant",
+        learning_rate=1e-3,
+        matrix_learning_rate=4e-3,
+        weight_decay=0.08,
+        matrix_weight_decay=0.1,
+    )
+    optimizer = train.build_model(recipe, 4, 4).optimizer
+    model = train.build_model(recipe, 4, 4)
+    adam = {v.path for v in model.trainable_variables if optimizer._should_use_adamw(v)}
+    matrices = {v.path for v in model.trainable_variables} - adam
+    assert matrices == {
+        v.path
+        for v in model.trainable_variables
+        if re.fullmatch(r"block\d+_(attention/(qkv|projection)|mlp_dense[12])/kernel", v.path)
+    }
+    rate = float(optimizer.learning_rate)
+    assert rate == pytest.approx(4e-3)
+    assert rate * optimizer.adam_lr_ratio == pytest.approx(1e-3)
+    # Both kinds decay by their own rate times their own decay, as AdamW does.
+    assert rate * optimizer.adam_weight_decay == pytest.approx(1e-3 * 0.08)
+    assert rate * optimizer.weight_decay == pytest.approx(4e-3 * 0.1)
 
 
 def test_the_paper_s_schedule_restarts():

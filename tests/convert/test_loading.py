@@ -1,0 +1,134 @@
+"""Checkpoints of other implementations: every format, and what does not fit is said."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_hybrid as kh
+from keras_hybrid.convert.loading import _mapping
+from tests.cases import predict, small_model
+
+
+def torch_layout(variable, layout) -> np.ndarray:
+    """An array of the shape a checkpoint has for ``variable``."""
+    value = np.random.default_rng(0).normal(size=tuple(variable.shape)).astype("float32")
+    if layout.__name__ == "linear":
+        return value.T
+    return value.transpose(3, 2, 0, 1) if layout.__name__ == "convolution" else value
+
+
+def checkpoint_of(model) -> dict[str, np.ndarray]:
+    targets = _mapping(model, None).targets
+    return {
+        name: torch_layout(target.variable, target.layout)
+        for name, target in targets.items()
+        if target.variable is not None
+    }
+
+
+@pytest.fixture
+def model():
+    return small_model("vit_*")
+
+
+@pytest.fixture
+def checkpoint(model):
+    return checkpoint_of(model)
+
+
+def test_every_weight_comes_from_the_checkpoint(model, checkpoint):
+    kh.convert.load_torch_weights(model, checkpoint)
+    kernel = keras.ops.convert_to_numpy(model.get_layer("block1_mlp_dense1").kernel)
+    np.testing.assert_array_equal(kernel, checkpoint["blocks.1.mlp.fc1.weight"].T)
+    kernel = keras.ops.convert_to_numpy(model.get_layer("patch_embedding").kernel)
+    weight = checkpoint["patch_embed.proj.weight"]
+    assert kernel[2, 3, 1, 5] == weight[5, 1, 2, 3]
+
+
+@pytest.mark.parametrize("container", [None, "state_dict", "model"])
+def test_checkpoints_are_read_from_pytorch_files(model, checkpoint, tmp_path, container):
+    torch = pytest.importorskip("torch")
+    tensors = {f"module.{k}": torch.from_numpy(v.copy()) for k, v in checkpoint.items()}
+    content = tensors if container is None else {container: tensors, "epoch": 3}
+    torch.save(content, tmp_path / "weights.pth")
+    kh.convert.load_torch_weights(model, tmp_path / "weights.pth")
+    bias = keras.ops.convert_to_numpy(model.get_layer("norm").beta)
+    np.testing.assert_array_equal(bias, checkpoint["norm.bias"])
+
+
+def test_half_precision_tensors_are_read_as_float32():
+    torch = pytest.importorskip("torch")
+    read = kh.convert.read_torch_weights({"a": torch.tensor([0.5, 2.0], dtype=torch.bfloat16)})
+    assert read["a"].dtype == np.float32
+    np.testing.assert_array_equal(read["a"], [0.5, 2.0])
+
+
+def test_npz_and_safetensors_files_are_read(model, checkpoint, tmp_path):
+    np.savez(tmp_path / "weights.npz", **checkpoint)
+    kh.convert.load_torch_weights(model, tmp_path / "weights.npz")
+    expected = predict(model, np.zeros((1, 16, 16, 3), "float32"))
+    safetensors = pytest.importorskip("safetensors.numpy")
+    contiguous = {name: np.ascontiguousarray(value) for name, value in checkpoint.items()}
+    safetensors.save_file(contiguous, tmp_path / "weights.safetensors")
+    other = small_model("vit_*")
+    kh.convert.load_torch_weights(other, tmp_path / "weights.safetensors")
+    np.testing.assert_array_equal(predict(other, np.zeros((1, 16, 16, 3), "float32")), expected)
+
+
+def test_a_file_with_code_in_it_is_refused(model, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"model": print}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="weights_only"):
+        kh.convert.load_torch_weights(model, tmp_path / "weights.pt")
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_listed_and_nothing_changes(model, checkpoint):
+    before = model.get_weights()
+    del checkpoint["norm.weight"]
+    checkpoint["head.weight"] = np.zeros((7, 16), "float32")
+    checkpoint["blocks.9.norm1.bias"] = np.zeros(16, "float32")
+    with pytest.raises(ValueError) as error:
+        kh.convert.load_torch_weights(model, checkpoint)
+    message = str(error.value)
+    assert "missing: norm.weight" in message
+    assert "unexpected: blocks.9.norm1.bias" in message
+    assert "shape: head.weight is (7, 16)" in message
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_transposed_matrix_of_the_same_size_is_noticed(model, checkpoint):
+    checkpoint["blocks.0.mlp.fc1.weight"] = checkpoint["blocks.0.mlp.fc1.weight"].T
+    with pytest.raises(ValueError, match=r"shape: blocks.0.mlp.fc1.weight"):
+        kh.convert.load_torch_weights(model, checkpoint)
+
+
+def test_a_model_without_top_leaves_the_classifier_out(model, checkpoint):
+    features = small_model("vit_*", include_top=False, pooling="native")
+    kh.convert.load_torch_weights(features, checkpoint)
+    kh.convert.load_torch_weights(model, checkpoint)
+    image = np.full((1, 16, 16, 3), 100, "float32")
+    embedding = keras.Model(model.input, model.get_layer("embedding").output)
+    np.testing.assert_allclose(predict(features, image), predict(embedding, image), atol=1e-5)
+
+
+def test_the_family_of_a_renamed_model_has_to_be_given(checkpoint):
+    renamed = small_model("vit_*", name="mine")
+    with pytest.raises(ValueError, match="family="):
+        kh.convert.load_torch_weights(renamed, checkpoint)
+    kh.convert.load_torch_weights(renamed, checkpoint, family="vit")
+    with pytest.raises(ValueError, match="No PyTorch checkpoints are known"):
+        kh.convert.load_torch_weights(renamed, checkpoint, family="facerec_small")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("weights.h5", r"\.safetensors"), ("absent.pth", "no file")]
+)
+def test_what_is_no_checkpoint_is_refused(model, tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        kh.convert.load_torch_weights(model, tmp_path / name)
+
+
+def test_an_empty_dictionary_is_refused(model):
+    with pytest.raises(ValueError, match="no tensors"):
+        kh.convert.load_torch_weights(model, {"epoch": 3})
