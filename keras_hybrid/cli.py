@@ -1,4 +1,4 @@
-"""The command line: ``keras-hybrid list | info | verify | export | evaluate``.
+"""The command line: ``keras-hybrid list | info | verify | export | convert | evaluate``.
 
 Arguments are read before Keras is imported, so that ``--backend`` can choose what it runs on. An
 error is one sentence on stderr: exit status 2 for arguments that make no sense, 1 for everything
@@ -153,6 +153,28 @@ def _parser() -> argparse.ArgumentParser:
         type=_batch_size,
         metavar="N|none",
         help="images in a call (default: 1); none leaves it open",
+    )
+
+    command = _command(
+        commands,
+        "convert",
+        _convert,
+        "write a checkpoint of an original PyTorch implementation as .keras",
+        "Load a checkpoint that has the original implementation's parameter names. A missing, "
+        "unexpected or misshapen tensor is an error.",
+    )
+    command.add_argument(
+        "checkpoint", type=Path, help="a .pth, .pt, .bin, .safetensors or .npz file"
+    )
+    command.add_argument("out", type=Path, metavar="OUT.keras")
+    command.add_argument("--model", required=True, help="a name of `keras-hybrid list`")
+    command.add_argument(
+        "--classes", type=_whole_number, help="of the checkpoint (default: the model's own)"
+    )
+    command.add_argument(
+        "--without-top",
+        action="store_true",
+        help="end in the embedding; needed where the checkpoint has no classifier",
     )
 
     command = _command(
@@ -351,6 +373,25 @@ def _info(given: argparse.Namespace) -> None:
     if given.layers:
         print()
         create_model(given.name).summary()
+
+
+# convert
+
+
+def _convert(given: argparse.Namespace) -> None:
+    from keras_hybrid.applications.registry import create_model, model_info
+    from keras_hybrid.convert import load_torch_weights, read_torch_weights
+
+    if given.out.suffix != ".keras":
+        raise UsageError(f"OUT must end in .keras, got {given.out}.")
+    info = model_info(given.model)
+    weights = read_torch_weights(given.checkpoint)
+    top = {"include_top": False, "pooling": "native"} if given.without_top else {}
+    model = create_model(given.model, classes=given.classes or info.classes, **top)
+    load_torch_weights(model, weights, family=info.family)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    model.save(given.out)
+    _print_facts({"written": given.out, "parameters": f"{model.count_params():,}"})
 
 
 # verify

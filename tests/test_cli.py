@@ -15,6 +15,8 @@ import pytest
 import keras_hybrid as kh
 from keras_hybrid import export
 from keras_hybrid.cli import main
+from tests.cases import predict
+from tests.convert.test_loading import checkpoint_of
 
 image_module = pytest.importorskip("PIL.Image", reason="the command line reads images with Pillow")
 
@@ -94,8 +96,9 @@ def failure(capsys, *arguments, status=1) -> str:
 def test_help_names_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    assert all(name in out for name in ("list", "info", "verify", "export", "evaluate"))
-    for name in ("list", "info", "verify", "export", "evaluate"):
+    commands = ("list", "info", "verify", "export", "convert", "evaluate")
+    assert all(name in out for name in commands)
+    for name in commands:
         assert run(capsys, name, "--help")[0] == 0
 
 
@@ -416,6 +419,35 @@ def test_a_file_that_is_no_export_is_said(capsys, face, tmp_path):
     file.write_bytes(b"no model at all, but long enough to be read as one")
     arguments = ("verify", face(0, 1), face(1, 1), "--model", file, "--threshold", 0.3)
     assert "model.tflite cannot be read as an exported model" in failure(capsys, *arguments)
+
+
+# convert
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_convert_writes_a_model_with_the_checkpoint_s_weights(capsys, tmp_path, top):
+    top_arguments = {} if top else {"include_top": False, "pooling": "native"}
+    source = kh.create_model("cct_2_3x2", classes=4, **top_arguments)
+    np.savez(tmp_path / "weights.npz", **checkpoint_of(source))
+    options = ["--model", "cct_2_3x2", *(["--classes", 4] if top else ["--without-top"])]
+    status, out, _ = run(
+        capsys, "convert", tmp_path / "weights.npz", tmp_path / "new/model.keras", *options
+    )
+    assert status == 0 and f"{source.count_params():,}" in out
+    model = keras.saving.load_model(tmp_path / "new/model.keras")
+    kh.convert.load_torch_weights(source, tmp_path / "weights.npz")
+    image = np.full((1, 32, 32, 3), 90, "float32")
+    np.testing.assert_allclose(predict(model, image), predict(source, image), rtol=1e-5)
+
+
+def test_convert_says_what_does_not_fit_and_writes_nothing(capsys, tmp_path):
+    np.savez(tmp_path / "weights.npz", other=np.zeros(3))
+    options = (tmp_path / "weights.npz", tmp_path / "model.keras", "--model", "cct_2_3x2")
+    status, _, err = run(capsys, "convert", *options)
+    assert status == 1 and "unexpected: other" in err
+    assert not (tmp_path / "model.keras").exists()
+    status, _, err = run(capsys, "convert", options[0], tmp_path / "model.h5", *options[2:])
+    assert status == 2 and ".keras" in err
 
 
 # evaluate

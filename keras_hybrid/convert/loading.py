@@ -14,7 +14,7 @@ from keras_hybrid.convert.reading import read_torch_weights
 
 __all__ = ["load_torch_weights"]
 
-SHOWN = 10
+SHOWN = 20  # names of each kind in an error
 
 
 def load_torch_weights(
@@ -42,36 +42,31 @@ def load_torch_weights(
         for name, value in read_torch_weights(weights).items()
         if not name.endswith("num_batches_tracked")
     }
-    problems = []
-    known_variables = {id(t.variable) for t in mapping.targets.values() if t.variable is not None}
-    problems += [
-        f"no tensor is known for the variable {variable.path}"
-        for variable in model.weights
-        if id(variable) not in known_variables
-    ]
-    values = []
+    missing, misshapen, values = [], [], []
     for name, target in mapping.targets.items():
         if target.variable is None:
             continue
         if name not in tensors:
-            problems.append(f"missing: {name} for {target.variable.path}")
+            missing.append(f"{name} for {target.variable.path}")
             continue
         tensor = tensors[name]
         shape = tuple(target.variable.shape)
         value = _laid_out(tensor, target.layout)
         if value is None or value.size != np.prod(shape) or _core(value.shape) != _core(shape):
-            problems.append(
-                f"shape: {name} is {tuple(tensor.shape)}, {target.variable.path} needs {shape}"
-            )
+            misshapen.append(f"{name} is {tensor.shape}, {target.variable.path} needs {shape}")
         else:
             values.append((target.variable, value.reshape(shape)))
-    problems += [f"unexpected: {name}" for name in tensors if name not in mapping.targets]
-    if problems:
-        more = len(problems) - SHOWN
-        lines = [*problems[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    known = {id(target.variable) for target in mapping.targets.values()}
+    problems = {
+        "missing": missing,
+        "wrong shape": misshapen,
+        "unexpected": [name for name in tensors if name not in mapping.targets],
+        "no tensor is known for": [v.path for v in model.weights if id(v) not in known],
+    }
+    if any(problems.values()):
         raise ValueError(
-            f"The weights do not fit the model {model.name!r}; nothing was changed.\n  "
-            + "\n  ".join(lines)
+            f"The weights do not fit the model {model.name!r}; nothing was changed."
+            + "".join(_listed(kind, names) for kind, names in problems.items() if names)
         )
     for variable, value in values:
         variable.assign(value)
@@ -97,6 +92,11 @@ def _mapping(model: keras.Model, family: str | None) -> TorchMapping:
     mapping = TorchMapping(model)
     importlib.import_module(module).map_weights(mapping)
     return mapping
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return f"\n  {kind}: " + "; ".join([*names[:SHOWN], *more])
 
 
 def _laid_out(tensor: np.ndarray, layout) -> np.ndarray | None:

@@ -92,14 +92,14 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_and_nothing_changes
     message = str(error.value)
     assert "missing: norm.weight" in message
     assert "unexpected: blocks.9.norm1.bias" in message
-    assert "shape: head.weight is (7, 16)" in message
+    assert "wrong shape: head.weight is (7, 16)" in message
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
 def test_a_transposed_matrix_of_the_same_size_is_noticed(model, checkpoint):
     checkpoint["blocks.0.mlp.fc1.weight"] = checkpoint["blocks.0.mlp.fc1.weight"].T
-    with pytest.raises(ValueError, match=r"shape: blocks.0.mlp.fc1.weight"):
+    with pytest.raises(ValueError, match=r"wrong shape: blocks\.0.mlp.fc1.weight"):
         kh.convert.load_torch_weights(model, checkpoint)
 
 

@@ -85,15 +85,19 @@ def train_until(recipe, out, monkeypatch, stop_at=None):
     return [keras.ops.convert_to_numpy(v) for v in model.weights], history
 
 
-@pytest.mark.parametrize("stop_at", [3, pytest.param(4, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize(
+    ("stop_at", "optimizer"),
+    [(3, "adamw"), pytest.param(4, "adamw", marks=pytest.mark.slow), (7, "muon")],
+)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    tmp_path, monkeypatch, stop_at
+    tmp_path, monkeypatch, stop_at, optimizer
 ):
     """With dropout, drop path, augmentation, warm-up: order, schedule and randomness go on."""
-    expected, history = train_until(TINY, tmp_path / "whole", monkeypatch)
+    recipe = dataclasses.replace(TINY, optimizer=optimizer)
+    expected, history = train_until(recipe, tmp_path / "whole", monkeypatch)
     with pytest.raises(Stop):
-        train_until(TINY, tmp_path / "broken", monkeypatch, stop_at)
-    resumed, resumed_history = train_until(TINY, tmp_path / "broken", monkeypatch)
+        train_until(recipe, tmp_path / "broken", monkeypatch, stop_at)
+    resumed, resumed_history = train_until(recipe, tmp_path / "broken", monkeypatch)
     # Steps since the last checkpoint are computed anew, so equality holds wherever it stopped.
     for a, b in zip(expected, resumed, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
