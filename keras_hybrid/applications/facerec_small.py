@@ -55,19 +55,8 @@ def _stem(x, channels: Sequence[int], blocks: Sequence[int]) -> list:
     """Stages of [convolution, max pooling, residual blocks]; returns each stage's output."""
     taps = []
     for i, (width, count) in enumerate(zip(channels, blocks, strict=True)):
-        # Pooling first: the normalisation sees a quarter of the pixels, and the order is the same
-        # function wherever the normalisation's factor is positive.
-        x = keras.layers.Conv2D(
-            width,
-            3,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            name=f"stem{i}_conv",
-        )(x)
+        x = _conv_norm(x, width, 3, 1, f"stem{i}")
         x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name=f"stem{i}_pool")(x)
-        x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"stem{i}_norm")(x)
-        x = keras.layers.ReLU(name=f"stem{i}_relu")(x)
         for j in range(count):
             name = f"stem{i}_block{j}"
             y = _conv_norm(x, width, 3, 1, f"{name}_a")
