@@ -34,6 +34,7 @@ SMALL = {
         "num_heads": 2,
         "conv_dim": 8,
         "conv_head_dim": 4,
+        "place_dim": 2,
         "embedding_dim": 12,
     },
     "facerec*": {

@@ -11,9 +11,10 @@ its heart: those logits, added in every layer, and sequence pooling. What change
   CNN that sees each patch alone, and every block has its own query and key.
 - Swin's relative position table, one for each block, gives locality. Depthwise 3×3 convolutions
   before each attention and inside each MLP (as in CMT, Guo et al. 2022) are an option.
-- Beside sequence pooling, which weighs tokens by content, a global depthwise convolution
-  (MobileFaceNets, Chen et al. 2018) weighs them by place: aligned faces have their eyes in
-  one place.
+- Beside sequence pooling, which weighs tokens by content, the embedding sees every token by its
+  place, narrowed by one shared projection: aligned faces have their eyes in one place.
+  (insightface's face transformers join all tokens at full width; here that would be most of the
+  parameters.)
 """
 
 import functools
@@ -121,7 +122,8 @@ def FaceRecSmall(
     convolutional_attention: bool = True,
     relative_position: bool = True,
     depthwise: bool = False,
-    position_pooling: bool = True,
+    place_dim: int = 64,
+    pooled_dropout: float = 0.1,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
     drop_path: float = 0.1,
@@ -155,7 +157,9 @@ def FaceRecSmall(
         convolutional_attention: ``False`` leaves the paper's idea out, for comparison.
         relative_position: Whether each attention has a relative position table.
         depthwise: Whether blocks have depthwise convolutions.
-        position_pooling: Whether the embedding also sees the global depthwise convolution.
+        place_dim: Width that tokens are narrowed to before they are joined, in the order of their
+            places, beside sequence pooling; 0 leaves sequence pooling alone.
+        pooled_dropout: Rate on what the embedding is projected from.
         dropout: Rate after both projections of a block.
         attention_dropout: Rate on the attention maps.
         drop_path: Rate of the last block; earlier ones rise linearly from 0.
@@ -217,17 +221,17 @@ def FaceRecSmall(
 
     def pooled():
         vector = SequencePooling(name="sequence_pooling")(x)
-        if not position_pooling:
-            return vector
-        place = keras.layers.Reshape((*grid, dim), name="position_pooling_map")(x)
-        place = keras.layers.DepthwiseConv2D(
-            grid, use_bias=False, depthwise_initializer="he_normal", name="position_pooling_conv"
-        )(place)
-        place = keras.layers.Flatten(name="position_pooling_flatten")(place)
-        place = keras.layers.BatchNormalization(
-            epsilon=1e-5, momentum=0.9, name="position_pooling_norm"
-        )(place)
-        return keras.layers.Concatenate(name="pooled")([vector, place])
+        if place_dim:
+            places = keras.layers.Dense(
+                place_dim,
+                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                name="places_projection",
+            )(x)
+            places = keras.layers.Flatten(name="places")(places)
+            vector = keras.layers.Concatenate(name="pooled")([vector, places])
+        if pooled_dropout:
+            vector = keras.layers.Dropout(pooled_dropout, name="pooled_dropout")(vector)
+        return vector
 
     return build_model(
         inputs,
@@ -254,8 +258,8 @@ register_model(
         input_shape=(112, 112, 3),
         classes=306,
         classifier="cosine",
-        parameters=1_905_271,
-        macs=493_607_424,
+        parameters=5_041_335,
+        macs=499_140_352,
         ours=True,
     ),
 )
