@@ -52,6 +52,7 @@ def finish(
         "model": recipe.model,
         "parameters": model.count_params(),
         "identities": len(test.class_names),
+        "images": len(train.labels),
         "top1": plain.top1,
         "top5": plain.top_k.get(5),
         "top1_flip": flipped.top1,
