@@ -44,6 +44,14 @@ SMALL = {
         "num_heads": 2,
         "conv_dim": 8,
     },
+    # Squeeze-and-excitation is what a plain residual network has not, so it is tested here.
+    "*resnet50*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "depths": (1, 1),
+        "widths": (4, 8),
+        "squeeze_reduction": 4,
+    },
 }
 FAMILIES = tuple(SMALL)
 

@@ -6,6 +6,7 @@ from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
+from keras_hybrid.applications.resnet import ResNet
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FaceRecSmall",
     "MarginModel",
     "ModelInfo",
+    "ResNet",
     "ViT",
     "ViTB16",
     "ViTLite",

@@ -8,7 +8,9 @@ from tests.goldens import Golden
 
 TOLERANCE = 1e-5
 
-# Parity file → registered model.
+AT_112 = {"input_shape": (112, 112, 3)}
+
+# Parity file → registered model, or (registered model, arguments of its builder).
 CASES = {
     "CCT_7_3x1": "cct_7_3x1",
     "CCT_14_7x2_224": "cct_14_7x2",
@@ -16,13 +18,22 @@ CASES = {
     "ViT_Lite_7_4_32": "vit_lite_7_4",
     "ViT_Ti16_224": "vit_ti16",
     "FaceRec_A1_L8": "facerec",
+    "ResNet50_112": ("resnet50", AT_112),
+    "ResNet50_CIFAR": "resnet50_cifar",
+    "SEResNet50_timm_112": ("se_resnet50", AT_112),
+    "SEResNet50_legacy_112": (
+        "se_resnet50",
+        {**AT_112, "stride_in_first": True, "ceil_pooling": True},
+    ),
 }
 
 
 @pytest.mark.parametrize("golden_name", CASES)
 def test_output_equals_the_original_implementation(golden_name):
     golden = Golden(golden_name)
-    model = kh.create_model(CASES[golden_name], include_preprocessing=False)
+    case = CASES[golden_name]
+    name, arguments = (case, {}) if isinstance(case, str) else case
+    model = kh.create_model(name, include_preprocessing=False, **arguments)
     kh.convert.load_torch_weights(model, golden.weights)
     output = model.predict(golden.input, verbose=0)
     assert golden.error(output) <= TOLERANCE
