@@ -44,6 +44,13 @@ SMALL = {
         "num_heads": 2,
         "conv_dim": 8,
     },
+    "botnet*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "depths": (1, 1),
+        "widths": (4, 8),
+        "num_heads": 2,
+    },
     # Squeeze-and-excitation is what a plain residual network has not, so it is tested here.
     "*resnet50*": {
         "input_shape": (16, 16, 3),

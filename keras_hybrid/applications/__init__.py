@@ -1,6 +1,7 @@
 """The zoo: one module per family, and the registry they register in."""
 
 from keras_hybrid.applications.base import embedding_model
+from keras_hybrid.applications.botnet import BoTNet
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
@@ -10,6 +11,7 @@ from keras_hybrid.applications.resnet import ResNet
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [
+    "BoTNet",
     "CCT",
     "CVT",
     "FaceRec",

@@ -1,9 +1,11 @@
 """The families against the original authors' implementations, weights and input given."""
 
+import keras
 import numpy as np
 import pytest
 
 import keras_hybrid as kh
+from keras_hybrid.applications.botnet import BottleneckAttention
 from tests.goldens import Golden
 
 TOLERANCE = 1e-5
@@ -36,6 +38,22 @@ def test_output_equals_the_original_implementation(golden_name):
     model = kh.create_model(name, include_preprocessing=False, **arguments)
     kh.convert.load_torch_weights(model, golden.weights)
     output = model.predict(golden.input, verbose=0)
+    assert golden.error(output) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("golden_name", "scale_position"),
+    [("BoTNet_MHSA_512_14x14_scaled", True), ("BoTNet_MHSA_512_14x14", False)],
+)
+def test_bottleneck_attention_equals_the_original_implementation(golden_name, scale_position):
+    golden = Golden(golden_name)
+    layer = BottleneckAttention(4, scale_position)
+    layer.build(golden.input.shape)
+    assert layer.count_params() == golden.spec["param_count"]
+    layer.qkv.kernel.assign(golden.weights["qkv.weight"][:, :, 0, 0].T)
+    layer.height_table.assign(golden.weights["pos_embed.height_rel"])
+    layer.width_table.assign(golden.weights["pos_embed.width_rel"])
+    output = keras.ops.convert_to_numpy(layer(golden.input))
     assert golden.error(output) <= TOLERANCE
 
 

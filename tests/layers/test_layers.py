@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from keras_hybrid import layers
+from keras_hybrid.applications.botnet import BottleneckAttention
 from keras_hybrid.applications.facerec import PatchConvolutions
 
 BATCH, TOKENS, WIDTH = 2, 6, 8
@@ -31,6 +32,7 @@ LAYERS = {
     "DropPath": (lambda: layers.DropPath(0.3, seed=5), X.shape),
     "ImageToPatches": (lambda: layers.ImageToPatches(2), (2, 4, 6, 3)),
     "ClassToken": (lambda: layers.ClassToken("ones"), X.shape),
+    "BottleneckAttention": (lambda: BottleneckAttention(2), (2, 2, 3, 8)),
     "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
@@ -171,6 +173,29 @@ def test_a_logit_of_minus_infinity_hides_a_key():
     others = [i for i in range(TOKENS) if i != 2]
     before, after = (numpy(layer(x, attention_bias=bias))[:, others] for x in (X, changed))
     np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale_position", [True, False])
+def test_bottleneck_attention_sees_rows_and_columns_between_query_and_key(scale_position):
+    shape, head_dim = (2, 2, 3, 8), 4
+    layer = randomised(BottleneckAttention(2, scale_position), shape)
+    kernel, rows, columns = (
+        numpy(v) for v in (layer.qkv.kernel, layer.height_table, layer.width_table)
+    )
+    image = RANDOM.normal(size=shape).astype("float32")
+    expected = np.zeros((2, 6, 8))
+    for sample, head in itertools.product(range(2), range(2)):
+        tokens = image[sample].reshape(6, 8)
+        query, key, value = (
+            tokens @ kernel[:, part * 8 + head * head_dim :][:, :head_dim] for part in range(3)
+        )
+        logits = query @ key.T / 2
+        for i, j in itertools.product(range(6), range(6)):
+            offset = rows[j // 3 - i // 3 + 1] + columns[j % 3 - i % 3 + 2]
+            logits[i, j] += query[i] @ offset / (2 if scale_position else 1)
+        expected[sample, :, head * head_dim :][:, :head_dim] = softmax(logits) @ value
+    np.testing.assert_allclose(numpy(layer(image)).reshape(2, 6, 8), expected, atol=1e-5)
+    np.testing.assert_allclose(numpy(layer.attention_scores(image)).sum(-1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("head_dim", [None, 3])
