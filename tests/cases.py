@@ -51,6 +51,15 @@ SMALL = {
         "widths": (4, 8),
         "num_heads": 2,
     },
+    "resnet50_fct*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "depths": (1, 1),
+        "widths": (4, 8),
+        "taps": (1, 2),
+        "dim": 8,
+        "num_heads": 2,
+    },
     # Squeeze-and-excitation is what a plain residual network has not, so it is tested here.
     "*resnet50*": {
         "input_shape": (16, 16, 3),

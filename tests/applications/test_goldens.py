@@ -22,6 +22,8 @@ CASES = {
     "FaceRec_A1_L8": "facerec",
     "ResNet50_112": ("resnet50", AT_112),
     "ResNet50_CIFAR": "resnet50_cifar",
+    "ResNet_FCT_FCT_BN": "resnet50_fct",
+    "ResNet_FCT_FCT_LN": "resnet50_fct_ln",
     "SEResNet50_timm_112": ("se_resnet50", AT_112),
     "SEResNet50_legacy_112": (
         "se_resnet50",

@@ -32,6 +32,16 @@ LAYERS = {
     "DropPath": (lambda: layers.DropPath(0.3, seed=5), X.shape),
     "ImageToPatches": (lambda: layers.ImageToPatches(2), (2, 4, 6, 3)),
     "ClassToken": (lambda: layers.ClassToken("ones"), X.shape),
+    "FullyConvolutionalTransformer": (
+        lambda: layers.FullyConvolutionalTransformer(2, 3, dilations=(1, 3), epsilon=1e-4),
+        (2, 4, 6, 8),
+    ),
+    "FullyConvolutionalTransformer without linear layers": (
+        lambda: layers.FullyConvolutionalTransformer(
+            4, 2, 1, "batch", linear=False, convolution=False, dilations=()
+        ),
+        (2, 3, 2, 8),
+    ),
     "BottleneckAttention": (lambda: BottleneckAttention(2), (2, 2, 3, 8)),
     "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
 }
@@ -196,6 +206,27 @@ def test_bottleneck_attention_sees_rows_and_columns_between_query_and_key(scale_
         expected[sample, :, head * head_dim :][:, :head_dim] = softmax(logits) @ value
     np.testing.assert_allclose(numpy(layer(image)).reshape(2, 6, 8), expected, atol=1e-5)
     np.testing.assert_allclose(numpy(layer.attention_scores(image)).sum(-1), 1, atol=1e-5)
+
+
+def test_fully_convolutional_transformer_is_the_published_block():
+    """Its attention is ``keras.layers.MultiHeadAttention`` on maps, as in the authors' code."""
+    shape = (2, 5, 4, 6)
+    layer = randomised(layers.FullyConvolutionalTransformer(dropout=0.0), shape)
+    x = ops.convert_to_tensor(RANDOM.normal(size=shape), "float32")
+    query, key, value = (n(d(x)) for n, d in zip(layer.norms, layer.depthwise, strict=True))
+    assert query.shape == shape and key.shape == value.shape == (2, 3, 2, 6)
+    assert [n.epsilon for n in (*layer.norms, layer.focus_norm)] == [1e-3, 1e-3, 1e-3, 1e-5]
+    attention = keras.layers.MultiHeadAttention(2, key_dim=6)
+    attention(query, value, key)
+    ours = [w for d in (*layer.dense, layer.output_dense) for w in d.get_weights()]
+    attention.set_weights(
+        [w.reshape(v.shape) for w, v in zip(ours, attention.weights, strict=True)]
+    )
+    z = x + layer.output_convolution(attention(query, value, key))
+    y = layer.focus_norm(z)
+    assert [b.dilation_rate for b in layer.branches] == [(1, 1), (2, 2)]
+    expected = z + layer.focus(layer.branches[0](y) + layer.branches[1](y))
+    np.testing.assert_allclose(numpy(layer(x)), numpy(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("head_dim", [None, 3])
