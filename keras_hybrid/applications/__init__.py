@@ -9,11 +9,13 @@ from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
 from keras_hybrid.applications.resnet import ResNet
 from keras_hybrid.applications.resnet_fct import ResNetFCT
+from keras_hybrid.applications.san import SAN
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [
     "CCT",
     "CVT",
+    "SAN",
     "BoTNet",
     "FaceRec",
     "FaceRecSmall",

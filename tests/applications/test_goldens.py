@@ -11,6 +11,7 @@ from tests.goldens import Golden
 TOLERANCE = 1e-5
 
 AT_112 = {"input_shape": (112, 112, 3)}
+SAN_AT_64 = {"input_shape": (64, 64, 3), "classes": 10, "kernel_sizes": (3,) * 5}
 
 # Parity file → registered model, or (registered model, arguments of its builder).
 CASES = {
@@ -24,6 +25,12 @@ CASES = {
     "ResNet50_CIFAR": "resnet50_cifar",
     "ResNet_FCT_FCT_BN": "resnet50_fct",
     "ResNet_FCT_FCT_LN": "resnet50_fct_ln",
+    "SAN10_pair_64_10cls_k3": ("san10_pairwise", SAN_AT_64),
+    "SAN10_patch_64_10cls_k3_gain05": ("san10_patchwise", SAN_AT_64),
+    "pairwise_patchwise_baseline_0": "san_baseline_pairwise",
+    "pairwise_patchwise_baseline_1_gain07": "san_baseline_patchwise",
+    "pairwise_patchwise_proposed_0": "san_proposed_pairwise",
+    "pairwise_patchwise_proposed_1_gain05": "san_proposed_patchwise",
     "SEResNet50_timm_112": ("se_resnet50", AT_112),
     "SEResNet50_legacy_112": (
         "se_resnet50",

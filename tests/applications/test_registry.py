@@ -43,7 +43,7 @@ BUILDERS = [name for name in kh.applications.__all__ if name[0].isupper()]
 BUILDERS = [name for name in BUILDERS if inspect.isfunction(getattr(kh.applications, name))]
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
 # Families whose maps may have any size; the others' images must be multiples of a patch.
-ANY_SIZE = {"cct_*", "botnet*", "resnet50_fct*", "*resnet50*"}
+ANY_SIZE = {"cct_*", "botnet*", "resnet50_fct*", "*resnet50*", "san*"}
 STEPS = 16  # float16 spends the first ones on finding its loss scale
 BACKENDS = {"tensorflow", "jax", "torch"}
 
@@ -348,6 +348,8 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ("resnet50", IMAGENET),
         ("resnet50_cifar", PYTORCH_CIFAR),
         ("resnet50_fct", PYTORCH_CIFAR),
+        ("san10_pairwise", IMAGENET),
+        ("san_proposed_patchwise", HALF),
         ("vit_b16", HALF),
         ("facerec", HALF),
         ("facerec_small", HALF),
@@ -537,6 +539,7 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
         ("botnet*", "to_litert", "model.tflite"),
         ("resnet50_fct*", "to_litert", "model.tflite"),
         ("*resnet50*", "to_litert", "model.tflite"),
+        ("san*", "to_litert", "model.tflite"),
         ("facerec_small*", "to_saved_model", "model"),
     ],
 )

@@ -10,6 +10,7 @@ from keras import ops
 from keras_hybrid import layers
 from keras_hybrid.applications.botnet import BottleneckAttention
 from keras_hybrid.applications.facerec import PatchConvolutions
+from keras_hybrid.applications.san import PairwiseAttention, PatchwiseAttention
 
 BATCH, TOKENS, WIDTH = 2, 6, 8
 GRID = (2, 3)
@@ -42,6 +43,8 @@ LAYERS = {
         ),
         (2, 3, 2, 8),
     ),
+    "PairwiseAttention": (lambda: PairwiseAttention(3, 6, 3, 2, "hadamard"), (2, 3, 4, 8)),
+    "PatchwiseAttention": (lambda: PatchwiseAttention(3, 6, 3, 2), (2, 3, 4, 8)),
     "BottleneckAttention": (lambda: BottleneckAttention(2), (2, 2, 3, 8)),
     "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
 }
@@ -206,6 +209,76 @@ def test_bottleneck_attention_sees_rows_and_columns_between_query_and_key(scale_
         expected[sample, :, head * head_dim :][:, :head_dim] = softmax(logits) @ value
     np.testing.assert_allclose(numpy(layer(image)).reshape(2, 6, 8), expected, atol=1e-5)
     np.testing.assert_allclose(numpy(layer.attention_scores(image)).sum(-1), 1, atol=1e-5)
+
+
+def footprint_attention_in_numpy(layer, x):
+    """One pixel after the other, as Zhao et al. 2020, eqs. 2 and 4, have it."""
+
+    def linear(name, x):
+        kernel, *bias = getattr(layer, name).get_weights()
+        return x @ kernel[0, 0] + sum(bias)
+
+    def norm_relu(name, x):
+        gamma, beta, mean, variance = getattr(layer, name).get_weights()
+        return np.maximum(0, (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta)
+
+    def gamma(x):
+        x = linear("reduce", norm_relu("relation_norm", x))
+        return linear("expand", norm_relu("reduced_norm", x))
+
+    def padded(x):
+        return np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+
+    delta = {
+        "subtraction": lambda a, b: a - b,
+        "summation": lambda a, b: a + b,
+        "concatenation": lambda a, b: np.concatenate([np.broadcast_to(a, b.shape), b], axis=-1),
+        "hadamard": lambda a, b: a * b,
+        "dot": lambda a, b: (a * b).sum(axis=-1, keepdims=True),
+    }[layer.relation]
+    query, key, value = linear("query", x), padded(linear("key", x)), padded(linear("value", x))
+    batch, height, width, _ = x.shape
+    place = np.stack(np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height)), axis=-1)
+    result = np.zeros((batch, height, width, value.shape[-1]))
+    for b, i, j in itertools.product(range(batch), range(height), range(width)):
+        keys = key[b, i : i + 3, j : j + 3].reshape(9, -1)
+        values = value[b, i : i + 3, j : j + 3].reshape(9, -1)
+        if isinstance(layer, PairwiseAttention):
+            place_map = linear("position", place)[np.newaxis]
+            others = padded(place_map)[0, i : i + 3, j : j + 3].reshape(9, 2)
+            offset = place_map[0, i, j] - others
+            logits = gamma(np.concatenate([delta(query[b, i, j], keys), offset], axis=-1))
+            weights = softmax(logits.T).T
+        else:
+            seen = [delta(query[b, i, j], keys).ravel()]
+            if layer.relation == "concatenation":
+                seen = [query[b, i, j], keys.ravel()]
+            weights = gamma(np.concatenate(seen)).reshape(9, -1)
+        channels = np.arange(values.shape[-1]) % weights.shape[-1]
+        result[b, i, j] = (weights[:, channels] * values).sum(axis=0)
+    return result
+
+
+@pytest.mark.parametrize(
+    "relation", ["subtraction", "summation", "concatenation", "hadamard", "dot"]
+)
+@pytest.mark.parametrize("kind", [PairwiseAttention, PatchwiseAttention])
+def test_footprint_attention_is_the_formula(kind, relation):
+    shape = (2, 3, 4, 8)
+    layer = kind(3, 6, kernel_size=3, share=2, relation=relation)
+    layer.build(shape)
+    random = np.random.default_rng(1)
+    for variable in layer.variables:
+        value = random.normal(0, 0.5, variable.shape)
+        variable.assign(np.abs(value) if "variance" in variable.name else value)
+    x = RANDOM.normal(size=shape).astype("float32")
+    expected = footprint_attention_in_numpy(layer, x)
+    np.testing.assert_allclose(numpy(layer(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_footprint_larger_than_the_map_is_refused():
+    with pytest.raises(ValueError, match=r"input_shape is too small.*kernel_size=7.*3x4"):
+        PairwiseAttention(3, 6, kernel_size=7, share=2)(np.zeros((2, 3, 4, 8), "float32"))
 
 
 def test_fully_convolutional_transformer_is_the_published_block():
