@@ -45,6 +45,40 @@ SMALL = {
         "num_heads": 2,
         "conv_dim": 8,
     },
+    "botnet*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "depths": (1, 1),
+        "widths": (4, 8),
+        "num_heads": 2,
+    },
+    "resnet50_fct*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "depths": (1, 1),
+        "widths": (4, 8),
+        "taps": (1, 2),
+        "dim": 8,
+        "num_heads": 2,
+    },
+    "san*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "depths": (1, 1),
+        "widths": (8, 16),
+        "kernel_sizes": (3, 3),
+        "relation_reduction": 4,
+        "value_reduction": 2,
+        "share": 2,
+    },
+    # Squeeze-and-excitation is what a plain residual network has not, so it is tested here.
+    "*resnet50*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "depths": (1, 1),
+        "widths": (4, 8),
+        "squeeze_reduction": 4,
+    },
 }
 FAMILIES = tuple(SMALL)
 

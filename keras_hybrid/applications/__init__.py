@@ -1,20 +1,28 @@
 """The zoo: one module per family, and the registry they register in."""
 
 from keras_hybrid.applications.base import embedding_model
+from keras_hybrid.applications.botnet import BoTNet
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
+from keras_hybrid.applications.resnet import ResNet
+from keras_hybrid.applications.resnet_fct import ResNetFCT
+from keras_hybrid.applications.san import SAN
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [
     "CCT",
     "CVT",
+    "SAN",
+    "BoTNet",
     "FaceRec",
     "FaceRecSmall",
     "MarginModel",
     "ModelInfo",
+    "ResNet",
+    "ResNetFCT",
     "ViT",
     "ViTB16",
     "ViTLite",

@@ -2,6 +2,7 @@
 
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
+from keras_hybrid.layers.fully_convolutional import FullyConvolutionalTransformer
 from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import (
@@ -19,6 +20,7 @@ __all__ = [
     "CosFace",
     "CosineClassifier",
     "DropPath",
+    "FullyConvolutionalTransformer",
     "ImageToPatches",
     "LearnedPositionEmbedding",
     "MultiHeadSelfAttention",

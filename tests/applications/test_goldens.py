@@ -1,14 +1,19 @@
 """The families against the original authors' implementations, weights and input given."""
 
+import keras
 import numpy as np
 import pytest
 
 import keras_hybrid as kh
+from keras_hybrid.applications.botnet import BottleneckAttention
 from tests.goldens import Golden
 
 TOLERANCE = 1e-5
 
-# Parity file → registered model.
+AT_112 = {"input_shape": (112, 112, 3)}
+SAN_AT_64 = {"input_shape": (64, 64, 3), "classes": 10, "kernel_sizes": (3,) * 5}
+
+# Parity file → registered model, or (registered model, arguments of its builder).
 CASES = {
     "CCT_7_3x1": "cct_7_3x1",
     "CCT_14_7x2_224": "cct_14_7x2",
@@ -16,15 +21,48 @@ CASES = {
     "ViT_Lite_7_4_32": "vit_lite_7_4",
     "ViT_Ti16_224": "vit_ti16",
     "FaceRec_A1_L8": "facerec",
+    "ResNet50_112": ("resnet50", AT_112),
+    "ResNet50_CIFAR": "resnet50_cifar",
+    "ResNet_FCT_FCT_BN": "resnet50_fct",
+    "ResNet_FCT_FCT_LN": "resnet50_fct_ln",
+    "SAN10_pair_64_10cls_k3": ("san10_pairwise", SAN_AT_64),
+    "SAN10_patch_64_10cls_k3_gain05": ("san10_patchwise", SAN_AT_64),
+    "pairwise_patchwise_baseline_0": "san_baseline_pairwise",
+    "pairwise_patchwise_baseline_1_gain07": "san_baseline_patchwise",
+    "pairwise_patchwise_proposed_0": "san_proposed_pairwise",
+    "pairwise_patchwise_proposed_1_gain05": "san_proposed_patchwise",
+    "SEResNet50_timm_112": ("se_resnet50", AT_112),
+    "SEResNet50_legacy_112": (
+        "se_resnet50",
+        {**AT_112, "stride_in_first": True, "ceil_pooling": True},
+    ),
 }
 
 
 @pytest.mark.parametrize("golden_name", CASES)
 def test_output_equals_the_original_implementation(golden_name):
     golden = Golden(golden_name)
-    model = kh.create_model(CASES[golden_name], include_preprocessing=False)
+    case = CASES[golden_name]
+    name, arguments = (case, {}) if isinstance(case, str) else case
+    model = kh.create_model(name, include_preprocessing=False, **arguments)
     kh.convert.load_torch_weights(model, golden.weights)
     output = model.predict(golden.input, verbose=0)
+    assert golden.error(output) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("golden_name", "scale_position"),
+    [("BoTNet_MHSA_512_14x14_scaled", True), ("BoTNet_MHSA_512_14x14", False)],
+)
+def test_bottleneck_attention_equals_the_original_implementation(golden_name, scale_position):
+    golden = Golden(golden_name)
+    layer = BottleneckAttention(4, scale_position)
+    layer.build(golden.input.shape)
+    assert layer.count_params() == golden.spec["param_count"]
+    layer.qkv.kernel.assign(golden.weights["qkv.weight"][:, :, 0, 0].T)
+    layer.height_table.assign(golden.weights["pos_embed.height_rel"])
+    layer.width_table.assign(golden.weights["pos_embed.width_rel"])
+    output = keras.ops.convert_to_numpy(layer(golden.input))
     assert golden.error(output) <= TOLERANCE
 
 

@@ -8,7 +8,9 @@ import pytest
 from keras import ops
 
 from keras_hybrid import layers
+from keras_hybrid.applications.botnet import BottleneckAttention
 from keras_hybrid.applications.facerec import PatchConvolutions
+from keras_hybrid.applications.san import PairwiseAttention, PatchwiseAttention
 
 BATCH, TOKENS, WIDTH = 2, 6, 8
 GRID = (2, 3)
@@ -31,6 +33,19 @@ LAYERS = {
     "DropPath": (lambda: layers.DropPath(0.3, seed=5), X.shape),
     "ImageToPatches": (lambda: layers.ImageToPatches(2), (2, 4, 6, 3)),
     "ClassToken": (lambda: layers.ClassToken("ones"), X.shape),
+    "FullyConvolutionalTransformer": (
+        lambda: layers.FullyConvolutionalTransformer(2, 3, dilations=(1, 3), epsilon=1e-4),
+        (2, 4, 6, 8),
+    ),
+    "FullyConvolutionalTransformer without linear layers": (
+        lambda: layers.FullyConvolutionalTransformer(
+            4, 2, 1, "batch", linear=False, convolution=False, dilations=()
+        ),
+        (2, 3, 2, 8),
+    ),
+    "PairwiseAttention": (lambda: PairwiseAttention(3, 6, 3, 2, "hadamard"), (2, 3, 4, 8)),
+    "PatchwiseAttention": (lambda: PatchwiseAttention(3, 6, 3, 2), (2, 3, 4, 8)),
+    "BottleneckAttention": (lambda: BottleneckAttention(2), (2, 2, 3, 8)),
     "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
@@ -171,6 +186,120 @@ def test_a_logit_of_minus_infinity_hides_a_key():
     others = [i for i in range(TOKENS) if i != 2]
     before, after = (numpy(layer(x, attention_bias=bias))[:, others] for x in (X, changed))
     np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale_position", [True, False])
+def test_bottleneck_attention_sees_rows_and_columns_between_query_and_key(scale_position):
+    shape, head_dim = (2, 2, 3, 8), 4
+    layer = randomised(BottleneckAttention(2, scale_position), shape)
+    kernel, rows, columns = (
+        numpy(v) for v in (layer.qkv.kernel, layer.height_table, layer.width_table)
+    )
+    image = RANDOM.normal(size=shape).astype("float32")
+    expected = np.zeros((2, 6, 8))
+    for sample, head in itertools.product(range(2), range(2)):
+        tokens = image[sample].reshape(6, 8)
+        query, key, value = (
+            tokens @ kernel[:, part * 8 + head * head_dim :][:, :head_dim] for part in range(3)
+        )
+        logits = query @ key.T / 2
+        for i, j in itertools.product(range(6), range(6)):
+            offset = rows[j // 3 - i // 3 + 1] + columns[j % 3 - i % 3 + 2]
+            logits[i, j] += query[i] @ offset / (2 if scale_position else 1)
+        expected[sample, :, head * head_dim :][:, :head_dim] = softmax(logits) @ value
+    np.testing.assert_allclose(numpy(layer(image)).reshape(2, 6, 8), expected, atol=1e-5)
+    np.testing.assert_allclose(numpy(layer.attention_scores(image)).sum(-1), 1, atol=1e-5)
+
+
+def footprint_attention_in_numpy(layer, x):
+    """One pixel after the other, as Zhao et al. 2020, eqs. 2 and 4, have it."""
+
+    def linear(name, x):
+        kernel, *bias = getattr(layer, name).get_weights()
+        return x @ kernel[0, 0] + sum(bias)
+
+    def norm_relu(name, x):
+        gamma, beta, mean, variance = getattr(layer, name).get_weights()
+        return np.maximum(0, (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta)
+
+    def gamma(x):
+        x = linear("reduce", norm_relu("relation_norm", x))
+        return linear("expand", norm_relu("reduced_norm", x))
+
+    def padded(x):
+        return np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+
+    delta = {
+        "subtraction": lambda a, b: a - b,
+        "summation": lambda a, b: a + b,
+        "concatenation": lambda a, b: np.concatenate([np.broadcast_to(a, b.shape), b], axis=-1),
+        "hadamard": lambda a, b: a * b,
+        "dot": lambda a, b: (a * b).sum(axis=-1, keepdims=True),
+    }[layer.relation]
+    query, key, value = linear("query", x), padded(linear("key", x)), padded(linear("value", x))
+    batch, height, width, _ = x.shape
+    place = np.stack(np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height)), axis=-1)
+    result = np.zeros((batch, height, width, value.shape[-1]))
+    for b, i, j in itertools.product(range(batch), range(height), range(width)):
+        keys = key[b, i : i + 3, j : j + 3].reshape(9, -1)
+        values = value[b, i : i + 3, j : j + 3].reshape(9, -1)
+        if isinstance(layer, PairwiseAttention):
+            place_map = linear("position", place)[np.newaxis]
+            others = padded(place_map)[0, i : i + 3, j : j + 3].reshape(9, 2)
+            offset = place_map[0, i, j] - others
+            logits = gamma(np.concatenate([delta(query[b, i, j], keys), offset], axis=-1))
+            weights = softmax(logits.T).T
+        else:
+            seen = [delta(query[b, i, j], keys).ravel()]
+            if layer.relation == "concatenation":
+                seen = [query[b, i, j], keys.ravel()]
+            weights = gamma(np.concatenate(seen)).reshape(9, -1)
+        channels = np.arange(values.shape[-1]) % weights.shape[-1]
+        result[b, i, j] = (weights[:, channels] * values).sum(axis=0)
+    return result
+
+
+@pytest.mark.parametrize(
+    "relation", ["subtraction", "summation", "concatenation", "hadamard", "dot"]
+)
+@pytest.mark.parametrize("kind", [PairwiseAttention, PatchwiseAttention])
+def test_footprint_attention_is_the_formula(kind, relation):
+    shape = (2, 3, 4, 8)
+    layer = kind(3, 6, kernel_size=3, share=2, relation=relation)
+    layer.build(shape)
+    random = np.random.default_rng(1)
+    for variable in layer.variables:
+        value = random.normal(0, 0.5, variable.shape)
+        variable.assign(np.abs(value) if "variance" in variable.name else value)
+    x = RANDOM.normal(size=shape).astype("float32")
+    expected = footprint_attention_in_numpy(layer, x)
+    np.testing.assert_allclose(numpy(layer(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_footprint_larger_than_the_map_is_refused():
+    with pytest.raises(ValueError, match=r"input_shape is too small.*kernel_size=7.*3x4"):
+        PairwiseAttention(3, 6, kernel_size=7, share=2)(np.zeros((2, 3, 4, 8), "float32"))
+
+
+def test_fully_convolutional_transformer_is_the_published_block():
+    """Its attention is ``keras.layers.MultiHeadAttention`` on maps, as in the authors' code."""
+    shape = (2, 5, 4, 6)
+    layer = randomised(layers.FullyConvolutionalTransformer(dropout=0.0), shape)
+    x = ops.convert_to_tensor(RANDOM.normal(size=shape), "float32")
+    query, key, value = (n(d(x)) for n, d in zip(layer.norms, layer.depthwise, strict=True))
+    assert query.shape == shape and key.shape == value.shape == (2, 3, 2, 6)
+    assert [n.epsilon for n in (*layer.norms, layer.focus_norm)] == [1e-3, 1e-3, 1e-3, 1e-5]
+    attention = keras.layers.MultiHeadAttention(2, key_dim=6)
+    attention(query, value, key)
+    ours = [w for d in (*layer.dense, layer.output_dense) for w in d.get_weights()]
+    attention.set_weights(
+        [w.reshape(v.shape) for w, v in zip(ours, attention.weights, strict=True)]
+    )
+    z = x + layer.output_convolution(attention(query, value, key))
+    y = layer.focus_norm(z)
+    assert [b.dilation_rate for b in layer.branches] == [(1, 1), (2, 2)]
+    expected = z + layer.focus(layer.branches[0](y) + layer.branches[1](y))
+    np.testing.assert_allclose(numpy(layer(x)), numpy(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("head_dim", [None, 3])
