@@ -25,6 +25,20 @@ SMALL = {
     "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
+    "convit_*": {
+        "input_shape": (16, 16, 3),
+        "patch_size": 4,
+        "dim": 16,
+        "depths": (1, 1),
+        "num_heads": 4,
+    },
+    "swin_*": {
+        "input_shape": (16, 16, 3),
+        "dim": 8,
+        "depths": (2, 1),
+        "num_heads": (1, 2),
+        "window_size": 2,
+    },
     "facerec_small*": {
         "input_shape": (16, 16, 3),
         "stem_channels": (4, 8),

@@ -16,6 +16,8 @@ CASES = {
     "ViT_Lite_7_4_32": "vit_lite_7_4",
     "ViT_Ti16_224": "vit_ti16",
     "FaceRec_A1_L8": "facerec",
+    "Swin_T_224": "swin_tiny",
+    "ConViT_Ti_224": "convit_ti",
 }
 
 
