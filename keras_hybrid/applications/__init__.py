@@ -1,11 +1,14 @@
 """The zoo: one module per family, and the registry they register in."""
 
+from keras_hybrid.applications.astroformer import Astroformer
 from keras_hybrid.applications.base import embedding_model
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
+from keras_hybrid.applications.coatnet import CoAtNet
 from keras_hybrid.applications.convit import ConViT
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
+from keras_hybrid.applications.nat import NAT
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
 from keras_hybrid.applications.swin import Swin
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
@@ -13,6 +16,9 @@ from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 __all__ = [
     "CCT",
     "CVT",
+    "NAT",
+    "Astroformer",
+    "CoAtNet",
     "ConViT",
     "FaceRec",
     "FaceRecSmall",

@@ -41,7 +41,7 @@ PAPER = "d'Ascoli et al. 2021, arXiv:2103.10697"
 
 @dataclasses.dataclass(frozen=True)
 class ConViTVariant:
-    """A row of the paper's table 2."""
+    """A size of the paper."""
 
     dim: int
     num_heads: int
@@ -61,7 +61,7 @@ class GatedPositionalSelfAttention(MultiHeadSelfAttention):
     """Attention to content and to position, mixed by one learned gate for each head.
 
     ``(1 − σ(λ)) softmax(scale · QKᵀ) + σ(λ) softmax(r v + b)`` (paper, eqs. 7 and 8), where r is
-    (Δx, Δy, Δx² + Δy²) of key − query. It begins as a √heads × √heads convolution (paper, eq. 5):
+    (Δx, Δy, Δx² + Δy²) of key − query. It begins as a √heads × √heads convolution:
     each head's ``v`` makes it look at another neighbour, and the value projection is the identity.
 
     Args:

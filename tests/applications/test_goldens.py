@@ -18,6 +18,9 @@ CASES = {
     "FaceRec_A1_L8": "facerec",
     "Swin_T_224": "swin_tiny",
     "ConViT_Ti_224": "convit_ti",
+    "CoAtNet_0_224": "coatnet_0",
+    "Astroformer_0_224": "astroformer_0",
+    "NAT_Mini_224": "nat_mini",
 }
 
 
