@@ -51,7 +51,8 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 pytestmark = pytest.mark.filterwarnings("error:The structure of `inputs`")
 every_model = pytest.mark.parametrize("name", MODELS)
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.strip("_*"))
-# CVT and ViT-Lite have CCT's encoder and ViT's tokens, so their mixed precision can wait.
+# CVT and ViT-Lite have CCT's encoder and ViT's tokens, Astroformer CoAtNet's blocks: their mixed
+# precision can wait.
 every_family_and_policy = pytest.mark.parametrize(
     ("family", "policy"),
     [
@@ -60,7 +61,7 @@ every_family_and_policy = pytest.mark.parametrize(
             policy,
             id=f"{family.strip('_*')}-{policy}",
             marks=[pytest.mark.slow]
-            if family in ("cvt_*", "vit_lite_*") and policy != "float32"
+            if family in ("astroformer_*", "cvt_*", "vit_lite_*") and policy != "float32"
             else [],
         )
         for family in FAMILIES
