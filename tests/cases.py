@@ -25,6 +25,47 @@ SMALL = {
     "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
+    "convit_*": {
+        "input_shape": (16, 16, 3),
+        "patch_size": 4,
+        "dim": 16,
+        "depths": (1, 1),
+        "num_heads": 4,
+    },
+    "coatnet_*": {
+        "input_shape": (16, 16, 3),
+        "stages": ("convolution", "attention"),
+        "stem_width": 4,
+        "dims": (8, 16),
+        "depths": (1, 2),
+        "head_dim": 8,
+        "hidden_dim": 12,
+    },
+    "astroformer_*": {
+        "input_shape": (16, 16, 3),
+        "stages": ("convolution", "attention"),
+        "stem_width": 4,
+        "dims": (8, 16),
+        "depths": (2, 1),
+        "head_dim": 8,
+        "hidden_dim": None,
+    },
+    "nat_*": {
+        "input_shape": (16, 16, 3),
+        "dim": 8,
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "kernel_size": 3,
+        "drop_path": 0.1,
+        "layer_scale": 1.0,
+    },
+    "swin_*": {
+        "input_shape": (16, 16, 3),
+        "dim": 8,
+        "depths": (2, 1),
+        "num_heads": (1, 2),
+        "window_size": 2,
+    },
     "facerec_small*": {
         "input_shape": (16, 16, 3),
         "stem_channels": (4, 8),
@@ -81,6 +122,10 @@ SMALL = {
     },
 }
 FAMILIES = tuple(SMALL)
+# Families whose maps may have any size; the others' images must be multiples of something.
+ANY_SIZE = ("cct_*", "nat_*")
+# Self-attention layers of a tiny model, where it is not its depth.
+ATTENTION_LAYERS = {"astroformer_*": 1, "coatnet_*": 2, "convit_*": 2, "nat_*": 0, "swin_*": 3}
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

@@ -1,28 +1,38 @@
 """The zoo: one module per family, and the registry they register in."""
 
+from keras_hybrid.applications.astroformer import Astroformer
 from keras_hybrid.applications.base import embedding_model
 from keras_hybrid.applications.botnet import BoTNet
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
+from keras_hybrid.applications.coatnet import CoAtNet
+from keras_hybrid.applications.convit import ConViT
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
+from keras_hybrid.applications.nat import NAT
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
 from keras_hybrid.applications.resnet import ResNet
 from keras_hybrid.applications.resnet_fct import ResNetFCT
 from keras_hybrid.applications.san import SAN
+from keras_hybrid.applications.swin import Swin
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [
     "CCT",
     "CVT",
+    "NAT",
     "SAN",
+    "Astroformer",
     "BoTNet",
+    "CoAtNet",
+    "ConViT",
     "FaceRec",
     "FaceRecSmall",
     "MarginModel",
     "ModelInfo",
     "ResNet",
     "ResNetFCT",
+    "Swin",
     "ViT",
     "ViTB16",
     "ViTLite",

@@ -12,7 +12,17 @@ import keras
 __all__ = ["ModelInfo", "create_model", "list_models", "model_info", "register_model"]
 
 # Importing a family's module registers its models.
-_FAMILIES = ("botnet", "cct", "facerec", "facerec_small", "resnet", "resnet_fct", "san", "vit")
+_FAMILIES = (
+    "astroformer",
+    "cct",
+    "coatnet",
+    "convit",
+    "facerec",
+    "facerec_small",
+    "nat",
+    "swin",
+    "vit",
+)
 
 
 @dataclasses.dataclass(frozen=True)

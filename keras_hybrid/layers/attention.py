@@ -26,13 +26,16 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         dropout: Rate on the output, in [0, 1).
         kernel_initializer: For both projections. ``None``: truncated normal with standard deviation
             0.02, the vision transformers' own.
+        output_dim: Width of the output. ``None``: that of the input.
 
     Call arguments:
         inputs: Tokens, shape (batch, tokens, channels).
-        attention_bias: Optional logits, broadcastable to (batch, num_heads, tokens, tokens).
+        attention_bias: Optional logits, broadcastable to (batch, num_heads, tokens, tokens), or
+            (n, num_heads, tokens, tokens) for a batch of groups of n, as the windows of an image:
+            each member of a group has logits of its own.
 
     Returns:
-        Tensor of shape (batch, tokens, channels).
+        Tensor of shape (batch, tokens, output_dim).
 
     Raises:
         ValueError: If ``num_heads`` does not divide the channels and ``head_dim`` is not given.
@@ -48,6 +51,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
         kernel_initializer=None,
+        output_dim: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -55,6 +59,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             raise ValueError(f"num_heads must be a positive integer, got {num_heads}.")
         self.num_heads = num_heads
         self.head_dim = head_dim
+        self.output_dim = output_dim
         self.qkv_bias = qkv_bias
         self.output_bias = output_bias
         self.scale = scale
@@ -74,16 +79,9 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self._head_dim = self.head_dim or channels // self.num_heads
         self._scale = self._head_dim**-0.5 if self.scale is None else self.scale
         inner = self.num_heads * self._head_dim
-        self.qkv = keras.layers.Dense(
-            3 * inner,
-            use_bias=self.qkv_bias,
-            kernel_initializer=self.kernel_initializer,
-            dtype=self.dtype_policy,
-            name="qkv",
-        )
-        self.qkv.build(inputs_shape)
+        self._build_query_key_value(inputs_shape, inner)
         self.projection = keras.layers.Dense(
-            channels,
+            self.output_dim or channels,
             use_bias=self.output_bias,
             kernel_initializer=self.kernel_initializer,
             dtype=self.dtype_policy,
@@ -95,6 +93,19 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         )
         self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
 
+    def _build_query_key_value(self, inputs_shape, inner):
+        self.qkv = keras.layers.Dense(
+            3 * inner,
+            use_bias=self.qkv_bias,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+            name="qkv",
+        )
+        self.qkv.build(inputs_shape)
+
+    def _query_key_value(self, inputs):
+        return ops.split(self.qkv(inputs), 3, axis=-1)
+
     def _scores_and_values(self, inputs, attention_bias):
         tokens = inputs.shape[1]
 
@@ -102,11 +113,19 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             x = ops.reshape(x, (-1, tokens, self.num_heads, self._head_dim))
             return ops.transpose(x, (0, 2, 1, 3))
 
-        query, key, value = (split_heads(x) for x in ops.split(self.qkv(inputs), 3, axis=-1))
+        query, key, value = (split_heads(x) for x in self._query_key_value(inputs))
         # Scaling the query costs tokens x width, scaling the logits tokens x tokens.
         logits = ops.matmul(query * self._scale, ops.transpose(key, (0, 1, 3, 2)))
         if attention_bias is not None:
-            logits = logits + ops.cast(attention_bias, logits.dtype)
+            bias = ops.cast(attention_bias, logits.dtype)
+            groups = bias.shape[0] if len(bias.shape) == 4 else 1
+            if groups not in (None, 1, inputs.shape[0]):
+                # A group's members stand beside the heads for as long as the sum takes.
+                logits = ops.reshape(logits, (-1, groups * self.num_heads, tokens, tokens))
+                logits = logits + ops.reshape(bias, (1, -1, tokens, tokens))
+                logits = ops.reshape(logits, (-1, self.num_heads, tokens, tokens))
+            else:
+                logits = logits + bias
         return ops.softmax(logits, axis=-1), value
 
     def attention_scores(self, inputs, attention_bias=None):
@@ -126,13 +145,14 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         return self.dropout_layer(self.projection(x), training=training)
 
     def compute_output_shape(self, inputs_shape, attention_bias_shape=None):
-        return tuple(inputs_shape)
+        return (*inputs_shape[:-1], self.output_dim or inputs_shape[-1])
 
     def get_config(self):
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
             "head_dim": self.head_dim,
+            "output_dim": self.output_dim,
             "qkv_bias": self.qkv_bias,
             "output_bias": self.output_bias,
             "scale": self.scale,

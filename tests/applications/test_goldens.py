@@ -36,6 +36,11 @@ CASES = {
         "se_resnet50",
         {**AT_112, "stride_in_first": True, "ceil_pooling": True},
     ),
+    "Swin_T_224": "swin_tiny",
+    "ConViT_Ti_224": "convit_ti",
+    "CoAtNet_0_224": "coatnet_0",
+    "Astroformer_0_224": "astroformer_0",
+    "NAT_Mini_224": "nat_mini",
 }
 
 

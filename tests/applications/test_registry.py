@@ -22,6 +22,8 @@ from keras import ops
 import keras_hybrid as kh
 from keras_hybrid.applications.registry import register_model
 from tests.cases import (
+    ANY_SIZE,
+    ATTENTION_LAYERS,
     CLASSES,
     FAMILIES,
     IMAGES,
@@ -51,7 +53,8 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 pytestmark = pytest.mark.filterwarnings("error:The structure of `inputs`")
 every_model = pytest.mark.parametrize("name", MODELS)
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.strip("_*"))
-# CVT and ViT-Lite have CCT's encoder and ViT's tokens, so their mixed precision can wait.
+# CVT and ViT-Lite have CCT's encoder and ViT's tokens, Astroformer CoAtNet's blocks: their mixed
+# precision can wait.
 every_family_and_policy = pytest.mark.parametrize(
     ("family", "policy"),
     [
@@ -60,7 +63,7 @@ every_family_and_policy = pytest.mark.parametrize(
             policy,
             id=f"{family.strip('_*')}-{policy}",
             marks=[pytest.mark.slow]
-            if family in ("cvt_*", "vit_lite_*") and policy != "float32"
+            if family in ("astroformer_*", "cvt_*", "vit_lite_*") and policy != "float32"
             else [],
         )
         for family in FAMILIES
@@ -133,7 +136,7 @@ def test_multiply_accumulates_are_those_registered(name):
     So the classifier counts, as do both products of attention and sequence pooling's; biases,
     normalisations, activations and depth-to-token rearrangements do not. FaceRec's published
     figures come from a model that sums its pooled tokens without a matrix product, which leaves
-    tokens × width out.
+    tokens × width out. NAT's layers hide some of the keys that a tile of queries shares.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -147,6 +150,7 @@ def test_multiply_accumulates_are_those_registered(name):
     if info.family == "facerec":
         _, tokens, width = model.get_layer("norm").output.shape
         macs -= tokens * width
+    macs -= sum(getattr(layer, "hidden_products", 0) for layer in model.layers)
     assert macs == info.macs
 
 
@@ -353,6 +357,10 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ("vit_b16", HALF),
         ("facerec", HALF),
         ("facerec_small", HALF),
+        ("coatnet_0", HALF),
+        ("convit_s", IMAGENET),
+        ("nat_mini", IMAGENET),
+        ("swin_tiny", IMAGENET),
     ],
 )
 def test_normalisation_is_that_of_the_paper(name, statistics):
@@ -391,7 +399,7 @@ def fitted(family: str, policy: str) -> tuple[keras.Model, list[float]]:
             pytest.skip("JAX on a CPU has no F16_F16_F32 dot_general, which attention needs")
     with dtype_policy(policy):
         # Depth is what compilation takes its time for, and precision does not depend on it.
-        shallow = {"depth": 1} if "depth" in SMALL[family] and policy != "float32" else {}
+        shallow = {"depth": 1} if policy != "float32" and "depth" in SMALL[family] else {}
         model = small_model(family, **shallow)
     if kh.model_info(representative(family)).classifier == "cosine":
         loss = kh.losses.ArcFace()
@@ -440,9 +448,9 @@ def test_attention_maps_are_distributions_over_the_keys(family):
     model = shared_model(family)
     random = np.random.default_rng(0)
     layers = [x for x in model.layers if isinstance(x, kh.layers.MultiHeadSelfAttention)]
-    assert len(layers) == SMALL[family].get("depth", 0)
+    assert len(layers) == ATTENTION_LAYERS.get(family, SMALL[family].get("depth", 0))
     for layer in layers:
-        _, tokens, width = layer.output.shape
+        _, tokens, width = keras.tree.flatten(layer.input)[0].shape
         x = random.normal(size=(2, tokens, width)).astype("float32")
         logits = random.normal(size=(1, layer.num_heads, tokens, tokens)).astype("float32")
         for bias in (None, logits):
@@ -540,6 +548,10 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
         ("resnet50_fct*", "to_litert", "model.tflite"),
         ("*resnet50*", "to_litert", "model.tflite"),
         ("san*", "to_litert", "model.tflite"),
+        ("coatnet_*", "to_litert", "model.tflite"),
+        ("convit_*", "to_litert", "model.tflite"),
+        ("nat_*", "to_litert", "model.tflite"),
+        ("swin_*", "to_litert", "model.tflite"),
         ("facerec_small*", "to_saved_model", "model"),
     ],
 )

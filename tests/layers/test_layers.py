@@ -21,7 +21,7 @@ X = RANDOM.normal(size=(BATCH, TOKENS, WIDTH)).astype("float32")
 LAYERS = {
     "MultiHeadSelfAttention": (
         lambda: layers.MultiHeadSelfAttention(
-            2, head_dim=3, qkv_bias=False, scale=0.1, attention_dropout=0.1, dropout=0.2
+            2, 3, qkv_bias=False, scale=0.1, attention_dropout=0.1, dropout=0.2, output_dim=5
         ),
         X.shape,
     ),
@@ -166,6 +166,14 @@ def test_attention_has_the_biases_it_is_told_to_have():
         layer = layers.MultiHeadSelfAttention(2, qkv_bias=qkv, output_bias=output)
         layer.build(X.shape)
         assert [v.name for v in layer.weights] == expected
+
+
+def test_each_member_of_a_group_may_have_logits_of_its_own():
+    layer = randomised(layers.MultiHeadSelfAttention(2), X.shape)
+    x = RANDOM.normal(size=(6, TOKENS, WIDTH)).astype("float32")
+    bias = RANDOM.normal(size=(3, 2, TOKENS, TOKENS)).astype("float32")
+    expected = numpy(layer(x, attention_bias=np.concatenate([bias, bias])))
+    np.testing.assert_allclose(numpy(layer(x, attention_bias=bias)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("option", ["attention_dropout", "dropout"])
