@@ -22,6 +22,15 @@ SMALL = {
         "depth": 2,
         "num_heads": 2,
     },
+    "cvt_[12]*": {
+        "input_shape": (16, 16, 3),
+        "dims": (8, 16),
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "patch_sizes": (7, 3),
+        "patch_strides": (4, 2),
+        "patch_paddings": (2, 1),
+    },
     "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
@@ -46,6 +55,8 @@ SMALL = {
     },
 }
 FAMILIES = tuple(SMALL)
+# Their strided convolutions take images of every size.
+ANY_SIZE = ("cct_*", "cvt_[12]*")
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

@@ -2,6 +2,7 @@
 
 from keras_hybrid.applications.base import embedding_model
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
+from keras_hybrid.applications.convolutional_vision_transformer import CvT
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
@@ -11,6 +12,7 @@ from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 __all__ = [
     "CCT",
     "CVT",
+    "CvT",
     "FaceRec",
     "FaceRecSmall",
     "MarginModel",

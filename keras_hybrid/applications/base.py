@@ -109,15 +109,18 @@ def image_input(
     return inputs, keras.layers.Rescaling(scale, offset, name="preprocessing")(inputs)
 
 
-def mlp(x, width: int, *, dropout: float, name: str, transform=None):
-    """Two Dense layers with a GELU between, and ``transform`` of the hidden tokens before it."""
+def mlp(x, width: int, *, dropout: float, name: str, transform=None, activation="gelu"):
+    """Two Dense layers with a GELU between, and ``transform`` of the hidden tokens before it.
+
+    ``activation`` is another form of GELU, where the authors use one.
+    """
     channels = x.shape[-1]
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
     x = keras.layers.Dense(width, kernel_initializer=initializer, name=f"{name}_dense1")(x)
     if transform is not None:
         x = transform(x)
     # By name, Keras's GELU is the exact (erf) form.
-    x = keras.layers.Activation("gelu", name=f"{name}_gelu")(x)
+    x = keras.layers.Activation(activation, name=f"{name}_gelu")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout1")(x)
     x = keras.layers.Dense(channels, kernel_initializer=initializer, name=f"{name}_dense2")(x)

@@ -13,6 +13,7 @@ CASES = {
     "CCT_7_3x1": "cct_7_3x1",
     "CCT_14_7x2_224": "cct_14_7x2",
     "CVT_7_4_32": "cvt_7_4",
+    "CvT_13_32_100cls": "cvt_13_32",
     "ViT_Lite_7_4_32": "vit_lite_7_4",
     "ViT_Ti16_224": "vit_ti16",
     "FaceRec_A1_L8": "facerec",
