@@ -14,6 +14,15 @@ import keras_hybrid as kh
 
 # Registered names → keywords of the builder that make the model tiny; the first match counts.
 SMALL = {
+    "atc_*": {
+        "input_shape": (16, 16, 3),
+        "dims": (8, 16),
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "patch_sizes": (7, 3),
+        "patch_strides": (4, 2),
+        "patch_paddings": (2, 1),
+    },
     "cct_*": {
         "input_shape": (16, 16, 3),
         "kernel_size": 3,
@@ -56,7 +65,7 @@ SMALL = {
 }
 FAMILIES = tuple(SMALL)
 # Their strided convolutions take images of every size.
-ANY_SIZE = ("cct_*", "cvt_[12]*")
+ANY_SIZE = ("atc_*", "cct_*", "cvt_[12]*")
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

@@ -1,5 +1,6 @@
 """The zoo: one module per family, and the registry they register in."""
 
+from keras_hybrid.applications.atc import ATC
 from keras_hybrid.applications.base import embedding_model
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
 from keras_hybrid.applications.convolutional_vision_transformer import CvT
@@ -10,6 +11,7 @@ from keras_hybrid.applications.registry import ModelInfo, create_model, list_mod
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [
+    "ATC",
     "CCT",
     "CVT",
     "CvT",

@@ -10,6 +10,8 @@ TOLERANCE = 1e-5
 
 # Parity file → registered model.
 CASES = {
+    "ATC_H2_1_1_1_": "atc_3",
+    "ATC_H2_Res_1_1_1_": "atc_3_res",
     "CCT_7_3x1": "cct_7_3x1",
     "CCT_14_7x2_224": "cct_14_7x2",
     "CVT_7_4_32": "cvt_7_4",
