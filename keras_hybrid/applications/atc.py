@@ -1,29 +1,29 @@
 """ATC, "Attend to Convolution": CvT with residual convolutions for its linear layers.
 
-Paper: Lee, Ha & Kim 2023, "Attend To Convolution" (project report, Korea University DATA302).
+Paper: Lee, Ha & Kim 2023, "Attend To Convolution" (report of a DATA302 project).
 
 **A reconstruction.** There is no code, and the text does not say how a block is built in detail.
 This is a reading of it whose sizes come close to the published ones, not the authors' model. The
 report's sizes have one decimal; ours in millions of trainable parameters, classes = 100:
 
-==============================  =========  =======  ======
-row (blocks of each stage)      published  ours     off by
-==============================  =========  =======  ======
-ATC 3 (1, 1, 1)                 2.9        2.8741   −0.026
-ATC 5 (1, 1, 3)                 6.4        6.4484   +0.048
-ATC 5 (1, 3, 1)                 3.3        3.3407   +0.041
-ATC 5 (3, 1, 1)                 2.9        2.9314   +0.031
-ATC 9 (1, 2, 6)                 12.0       12.0431  +0.043
-ATC 13 (1, 2, 10)               19.2       19.1917  −0.008
-ATC 15 (1, 4, 10)               19.7       19.6582  −0.042
-ATC(Res) 3                      3.3        3.2676   −0.032
-ATC(Res) 15                     20.1       20.0517  −0.048
-Table 6: MLP+Res                2.9        2.8741   −0.026
-Table 6: Res+Res (ATC 3)        2.9        2.8741   −0.026
-Table 6: Res*+Res* (ATC(Res) 3) 3.3        3.2676   −0.032
-Table 6: Res+MLP                3.9        3.1156   −0.78
-Table 6: CvT                    5.8        3.1156   −2.7
-==============================  =========  =======  ======
+================================  =========  =======  ======
+row (blocks of each stage)        published  ours     off by
+================================  =========  =======  ======
+ATC 3 (1, 1, 1)                   2.9        2.8741   −0.026
+ATC 5 (1, 1, 3)                   6.4        6.4484   +0.048
+ATC 5 (1, 3, 1)                   3.3        3.3407   +0.041
+ATC 5 (3, 1, 1)                   2.9        2.9314   +0.031
+ATC 9 (1, 2, 6)                   12.0       12.0431  +0.043
+ATC 13 (1, 2, 10)                 19.2       19.1917  −0.008
+ATC 15 (1, 4, 10)                 19.7       19.6582  −0.042
+ATC(Res) 3                        3.3        3.2676   −0.032
+ATC(Res) 15                       20.1       20.0517  −0.048
+Table 6: MLP+Res                  2.9        2.8741   −0.026
+Table 6: Res+Res (ATC 3)          2.9        2.8741   −0.026
+Table 6: Res*+Res* (ATC(Res) 3)   3.3        3.2676   −0.032
+Table 6: Res+MLP                  3.9        3.1156   −0.78
+Table 6: CvT                      5.8        3.1156   −2.68
+================================  =========  =======  ======
 
 Minor terms (which 1 × 1 convolution has a bias, where a normalisation sits, the form of the
 residual embedding) were chosen so that sizes fall within the rounding, so the matches do not
@@ -58,7 +58,7 @@ from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["ATC"]
 
-PAPER = 'Lee, Ha & Kim 2023, "Attend To Convolution", DATA302 project report'
+PAPER = 'Lee, Ha & Kim 2023, "Attend To Convolution", report of a DATA302 project'
 
 
 @dataclasses.dataclass(frozen=True)
