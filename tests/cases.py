@@ -31,6 +31,15 @@ SMALL = {
         "depth": 2,
         "num_heads": 2,
     },
+    "conformer_*": {
+        "input_shape": (16, 16, 3),
+        "patch_size": 8,
+        "stem_channels": 8,
+        "stage_channels": (8, 16),
+        "depths": (2, 1),
+        "dim": 16,
+        "num_heads": 2,
+    },
     "cvt_[12]*": {
         "input_shape": (16, 16, 3),
         "dims": (8, 16),

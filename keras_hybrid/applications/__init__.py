@@ -3,6 +3,7 @@
 from keras_hybrid.applications.atc import ATC
 from keras_hybrid.applications.base import embedding_model
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
+from keras_hybrid.applications.conformer import Conformer
 from keras_hybrid.applications.convolutional_vision_transformer import CvT
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
@@ -14,6 +15,7 @@ __all__ = [
     "ATC",
     "CCT",
     "CVT",
+    "Conformer",
     "CvT",
     "FaceRec",
     "FaceRecSmall",

@@ -199,6 +199,7 @@ def build_model(
     name: str,
     embedding_dim: int | None = None,
     centers_per_class: int = 1,
+    dense: Callable[..., keras.layers.Layer] = keras.layers.Dense,
 ) -> keras.Model:
     """Close a builder: pooling or classifier, then weights.
 
@@ -216,6 +217,7 @@ def build_model(
         embedding_dim: ``None``: the pooled vector is the embedding. A number: a projection to
             that width without bias, batch-normalised, as face recognition uses it.
         centers_per_class: Of a cosine classifier.
+        dense: What makes the dense classifier; called as ``keras.layers.Dense``.
 
     Raises:
         ValueError: For a combination of arguments that has no meaning, each naming its argument.
@@ -264,7 +266,7 @@ def build_model(
                 x
             )
         else:
-            x = keras.layers.Dense(
+            x = dense(
                 classes,
                 activation=classifier_activation,
                 kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),

@@ -12,7 +12,15 @@ import keras
 __all__ = ["ModelInfo", "create_model", "list_models", "model_info", "register_model"]
 
 # Importing a family's module registers its models.
-_FAMILIES = ("atc", "cct", "convolutional_vision_transformer", "facerec", "facerec_small", "vit")
+_FAMILIES = (
+    "atc",
+    "cct",
+    "conformer",
+    "convolutional_vision_transformer",
+    "facerec",
+    "facerec_small",
+    "vit",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The families against the original authors' implementations, weights and input given."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -29,6 +30,20 @@ def test_output_equals_the_original_implementation(golden_name):
     kh.convert.load_torch_weights(model, golden.weights)
     output = model.predict(golden.input, verbose=0)
     assert golden.error(output) <= TOLERANCE
+
+
+def test_both_heads_of_conformer_equal_the_original_implementation():
+    golden = Golden("Conformer_Ti_224")
+    model = kh.create_model("conformer_ti", include_preprocessing=False)
+    kh.convert.load_torch_weights(model, golden.weights)
+    both = keras.Model(model.input, [model.get_layer("embedding").output, model.output])
+    embedding, output = both.predict(golden.input, verbose=0)
+    heads = model.get_layer("predictions").heads(keras.ops.convert_to_tensor(embedding))
+    heads = np.stack([keras.ops.convert_to_numpy(head) for head in heads])
+    assert golden.error(heads) <= TOLERANCE
+    for ours, theirs in zip(heads, golden.output.reshape(heads.shape), strict=True):
+        assert np.linalg.norm(ours - theirs) <= TOLERANCE * np.linalg.norm(theirs)
+    np.testing.assert_allclose(output, heads.sum(axis=0), atol=1e-4)
 
 
 def test_a_wrong_epsilon_or_head_order_would_be_noticed():

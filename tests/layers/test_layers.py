@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from keras_hybrid import layers
+from keras_hybrid.applications.conformer import TwoHeads
 from keras_hybrid.applications.facerec import PatchConvolutions
 
 BATCH, TOKENS, WIDTH = 2, 6, 8
@@ -41,6 +42,7 @@ LAYERS = {
     "DropPath": (lambda: layers.DropPath(0.3, seed=5), X.shape),
     "ImageToPatches": (lambda: layers.ImageToPatches(2), (2, 4, 6, 3)),
     "ClassToken": (lambda: layers.ClassToken("ones"), X.shape),
+    "TwoHeads": (lambda: TwoHeads(3, 5, "softmax", "he_normal"), (2, WIDTH)),
     "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
