@@ -14,6 +14,15 @@ import keras_hybrid as kh
 
 # Registered names → keywords of the builder that make the model tiny; the first match counts.
 SMALL = {
+    "atc_*": {
+        "input_shape": (16, 16, 3),
+        "dims": (8, 16),
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "patch_sizes": (7, 3),
+        "patch_strides": (4, 2),
+        "patch_paddings": (2, 1),
+    },
     "cct_*": {
         "input_shape": (16, 16, 3),
         "kernel_size": 3,
@@ -21,6 +30,24 @@ SMALL = {
         "dim": 16,
         "depth": 2,
         "num_heads": 2,
+    },
+    "conformer_*": {
+        "input_shape": (16, 16, 3),
+        "patch_size": 8,
+        "stem_channels": 8,
+        "stage_channels": (8, 16),
+        "depths": (2, 1),
+        "dim": 16,
+        "num_heads": 2,
+    },
+    "cvt_[12]*": {
+        "input_shape": (16, 16, 3),
+        "dims": (8, 16),
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "patch_sizes": (7, 3),
+        "patch_strides": (4, 2),
+        "patch_paddings": (2, 1),
     },
     "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
@@ -126,6 +153,8 @@ FAMILIES = tuple(SMALL)
 ANY_SIZE = ("cct_*", "nat_*")
 # Self-attention layers of a tiny model, where it is not its depth.
 ATTENTION_LAYERS = {"astroformer_*": 1, "coatnet_*": 2, "convit_*": 2, "nat_*": 0, "swin_*": 3}
+# Their strided convolutions take images of every size.
+ANY_SIZE = ("atc_*", "cct_*", "cvt_[12]*")
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

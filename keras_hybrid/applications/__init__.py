@@ -1,11 +1,14 @@
 """The zoo: one module per family, and the registry they register in."""
 
 from keras_hybrid.applications.astroformer import Astroformer
+from keras_hybrid.applications.atc import ATC
 from keras_hybrid.applications.base import embedding_model
 from keras_hybrid.applications.botnet import BoTNet
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
 from keras_hybrid.applications.coatnet import CoAtNet
+from keras_hybrid.applications.conformer import Conformer
 from keras_hybrid.applications.convit import ConViT
+from keras_hybrid.applications.convolutional_vision_transformer import CvT
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
@@ -18,6 +21,7 @@ from keras_hybrid.applications.swin import Swin
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [
+    "ATC",
     "CCT",
     "CVT",
     "NAT",
@@ -26,6 +30,8 @@ __all__ = [
     "BoTNet",
     "CoAtNet",
     "ConViT",
+    "Conformer",
+    "CvT",
     "FaceRec",
     "FaceRecSmall",
     "MarginModel",

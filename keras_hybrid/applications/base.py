@@ -109,15 +109,18 @@ def image_input(
     return inputs, keras.layers.Rescaling(scale, offset, name="preprocessing")(inputs)
 
 
-def mlp(x, width: int, *, dropout: float, name: str, transform=None):
-    """Two Dense layers with a GELU between, and ``transform`` of the hidden tokens before it."""
+def mlp(x, width: int, *, dropout: float, name: str, transform=None, activation="gelu"):
+    """Two Dense layers with a GELU between, and ``transform`` of the hidden tokens before it.
+
+    ``activation`` is another form of GELU, where the authors use one.
+    """
     channels = x.shape[-1]
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
     x = keras.layers.Dense(width, kernel_initializer=initializer, name=f"{name}_dense1")(x)
     if transform is not None:
         x = transform(x)
     # By name, Keras's GELU is the exact (erf) form.
-    x = keras.layers.Activation("gelu", name=f"{name}_gelu")(x)
+    x = keras.layers.Activation(activation, name=f"{name}_gelu")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout1")(x)
     x = keras.layers.Dense(channels, kernel_initializer=initializer, name=f"{name}_dense2")(x)
@@ -196,6 +199,7 @@ def build_model(
     name: str,
     embedding_dim: int | None = None,
     centers_per_class: int = 1,
+    dense: Callable[..., keras.layers.Layer] = keras.layers.Dense,
 ) -> keras.Model:
     """Close a builder: pooling or classifier, then weights.
 
@@ -213,6 +217,7 @@ def build_model(
         embedding_dim: ``None``: the pooled vector is the embedding. A number: a projection to
             that width without bias, batch-normalised, as face recognition uses it.
         centers_per_class: Of a cosine classifier.
+        dense: What makes the dense classifier; called as ``keras.layers.Dense``.
 
     Raises:
         ValueError: For a combination of arguments that has no meaning, each naming its argument.
@@ -261,7 +266,7 @@ def build_model(
                 x
             )
         else:
-            x = keras.layers.Dense(
+            x = dense(
                 classes,
                 activation=classifier_activation,
                 kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),

@@ -14,9 +14,12 @@ __all__ = ["ModelInfo", "create_model", "list_models", "model_info", "register_m
 # Importing a family's module registers its models.
 _FAMILIES = (
     "astroformer",
+    "atc",
     "cct",
     "coatnet",
+    "conformer",
     "convit",
+    "convolutional_vision_transformer",
     "facerec",
     "facerec_small",
     "nat",

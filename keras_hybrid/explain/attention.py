@@ -12,8 +12,6 @@ import keras
 import numpy as np
 
 from keras_hybrid.explain.interception import float_batches, intercepted
-from keras_hybrid.layers.attention import MultiHeadSelfAttention
-from keras_hybrid.layers.pooling import SequencePooling
 
 __all__ = ["attention_maps", "attention_rollout", "token_weights"]
 
@@ -24,8 +22,8 @@ def attention_maps(
     """Return what every self-attention layer attends to.
 
     Args:
-        model: A model with `keras_hybrid.layers.MultiHeadSelfAttention` layers, its own or those
-            of models within it.
+        model: A model with layers that know their ``attention_scores``, such as
+            `keras_hybrid.layers.MultiHeadSelfAttention`, its own or those of models within it.
         images: Array (batch, height, width, channels), as the model takes them.
         batch_size: Images that run through the model at a time.
 
@@ -38,7 +36,7 @@ def attention_maps(
     Raises:
         ValueError: If the model has no such layer, or ``images`` not that shape.
     """
-    return _observe(model, images, batch_size, MultiHeadSelfAttention, "attention_scores")
+    return _observe(model, images, batch_size, "attention_scores")
 
 
 def attention_rollout(model: keras.Model, images: Any, *, batch_size: int = 32) -> np.ndarray:
@@ -49,7 +47,7 @@ def attention_rollout(model: keras.Model, images: Any, *, batch_size: int = 32) 
     no tokens.
 
     Args:
-        model: As `attention_maps`; all layers must have the same tokens.
+        model: As `attention_maps`; all layers must have the same tokens, as queries and as keys.
         images: Array (batch, height, width, channels), as the model takes them.
         batch_size: Images that run through the model at a time.
 
@@ -60,11 +58,11 @@ def attention_rollout(model: keras.Model, images: Any, *, batch_size: int = 32) 
 
     Raises:
         ValueError: If the model has no self-attention layer, layers differ in their number of
-            tokens, or ``images`` has not that shape.
+            tokens or have fewer keys, or ``images`` has not that shape.
     """
     maps = attention_maps(model, images, batch_size=batch_size)
     shapes = {scores.shape[-2:] for scores in maps.values()}
-    if len(shapes) > 1:
+    if len(shapes) > 1 or any(queries != keys for queries, keys in shapes):
         raise ValueError(
             "Rollout needs the same tokens in all attention layers of the model; it has layers of "
             f"{sorted(shapes)} (queries, keys)."
@@ -92,7 +90,7 @@ def token_weights(model: keras.Model, images: Any, *, batch_size: int = 32) -> n
     Raises:
         ValueError: If the model has no such layer or more than one, or ``images`` not that shape.
     """
-    weights = _observe(model, images, batch_size, SequencePooling, "token_weights")
+    weights = _observe(model, images, batch_size, "token_weights")
     if len(weights) > 1:
         raise ValueError(
             f"Model {model.name!r} pools more than one sequence: {', '.join(weights)}."
@@ -101,12 +99,12 @@ def token_weights(model: keras.Model, images: Any, *, batch_size: int = 32) -> n
 
 
 def _observe(
-    model: keras.Model, images: Any, batch_size: int, kind: type, method: str
+    model: keras.Model, images: Any, batch_size: int, method: str
 ) -> dict[str, np.ndarray]:
     """Run the model and collect ``layer.method(same arguments)`` at each call of such a layer."""
-    found = dict(_layers(model, kind))
+    found = dict(_layers(model, method))
     if not found:
-        raise ValueError(f"Model {model.name!r} has no {kind.__name__} layer.")
+        raise ValueError(f"Model {model.name!r} has no layer with {method}.")
     batches: dict[str, list[np.ndarray]] = {}
 
     def observe(layer, call, *args, **kwargs):
@@ -128,10 +126,10 @@ def _observe(
 
 
 def _layers(
-    model: keras.Model, kind: type, prefix: str = ""
+    model: keras.Model, method: str, prefix: str = ""
 ) -> Iterator[tuple[keras.layers.Layer, str]]:
     for layer in model.layers:
-        if isinstance(layer, kind):
+        if hasattr(layer, method):
             yield layer, f"{prefix}{layer.name}"
         elif isinstance(layer, keras.Model):
-            yield from _layers(layer, kind, f"{prefix}{layer.name}/")
+            yield from _layers(layer, method, f"{prefix}{layer.name}/")

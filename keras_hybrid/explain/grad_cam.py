@@ -13,15 +13,10 @@ import numpy as np
 from keras import ops
 
 from keras_hybrid.explain.interception import float_batches, intercepted
-from keras_hybrid.layers.attention import MultiHeadSelfAttention
 
 __all__ = ["default_layer", "grad_cam"]
 
-_ATTENTION = (
-    MultiHeadSelfAttention,
-    keras.layers.MultiHeadAttention,
-    keras.layers.GroupQueryAttention,
-)
+_KERAS_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 # Float16 gradients below 6e-8 vanish. The map is normalised, so a factor on the score is free.
 _HALF_PRECISION_SCALE = 1024.0
 
@@ -107,10 +102,14 @@ def default_layer(model: keras.Model) -> str:
         )
     best = [c for c in candidates if is_passage[c[0]]] or candidates
     if _has_class_token(best[-1][1].output.shape, size):
-        attentions = [i for i, op in enumerate(operations) if isinstance(op, _ATTENTION)]
+        attentions = [i for i, op in enumerate(operations) if _is_attention(op)]
         before = [c for c in candidates if attentions and c[0] < attentions[-1]]
         best = before or best
     return best[-1][1].name
+
+
+def _is_attention(operation) -> bool:
+    return hasattr(operation, "attention_scores") or isinstance(operation, _KERAS_ATTENTION)
 
 
 def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> np.ndarray:

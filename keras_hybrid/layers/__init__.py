@@ -2,6 +2,10 @@
 
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
+from keras_hybrid.layers.convolutional_projection import (
+    ConvolutionalProjection,
+    ConvolutionalProjectionAttention,
+)
 from keras_hybrid.layers.fully_convolutional import FullyConvolutionalTransformer
 from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
 from keras_hybrid.layers.pooling import SequencePooling
@@ -17,6 +21,8 @@ __all__ = [
     "ArcFace",
     "ClassToken",
     "ConvolutionalAttention",
+    "ConvolutionalProjection",
+    "ConvolutionalProjectionAttention",
     "CosFace",
     "CosineClassifier",
     "DropPath",

@@ -15,9 +15,12 @@ SAN_AT_64 = {"input_shape": (64, 64, 3), "classes": 10, "kernel_sizes": (3,) * 5
 
 # Parity file → registered model, or (registered model, arguments of its builder).
 CASES = {
+    "ATC_H2_1_1_1_": "atc_3",
+    "ATC_H2_Res_1_1_1_": "atc_3_res",
     "CCT_7_3x1": "cct_7_3x1",
     "CCT_14_7x2_224": "cct_14_7x2",
     "CVT_7_4_32": "cvt_7_4",
+    "CvT_13_32_100cls": "cvt_13_32",
     "ViT_Lite_7_4_32": "vit_lite_7_4",
     "ViT_Ti16_224": "vit_ti16",
     "FaceRec_A1_L8": "facerec",
@@ -69,6 +72,20 @@ def test_bottleneck_attention_equals_the_original_implementation(golden_name, sc
     layer.width_table.assign(golden.weights["pos_embed.width_rel"])
     output = keras.ops.convert_to_numpy(layer(golden.input))
     assert golden.error(output) <= TOLERANCE
+
+
+def test_both_heads_of_conformer_equal_the_original_implementation():
+    golden = Golden("Conformer_Ti_224")
+    model = kh.create_model("conformer_ti", include_preprocessing=False)
+    kh.convert.load_torch_weights(model, golden.weights)
+    both = keras.Model(model.input, [model.get_layer("embedding").output, model.output])
+    embedding, output = both.predict(golden.input, verbose=0)
+    heads = model.get_layer("predictions").heads(keras.ops.convert_to_tensor(embedding))
+    heads = np.stack([keras.ops.convert_to_numpy(head) for head in heads])
+    assert golden.error(heads) <= TOLERANCE
+    for ours, theirs in zip(heads, golden.output.reshape(heads.shape), strict=True):
+        assert np.linalg.norm(ours - theirs) <= TOLERANCE * np.linalg.norm(theirs)
+    np.testing.assert_allclose(output, heads.sum(axis=0), atol=1e-4)
 
 
 def test_a_wrong_epsilon_or_head_order_would_be_noticed():

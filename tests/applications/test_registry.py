@@ -347,7 +347,11 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
     [
         ("cct_7_3x1", CIFAR10),
         ("cct_14_7x2", IMAGENET),
+        ("atc_15", IMAGENET),
         ("cvt_7_4", CIFAR10),
+        ("conformer_ti", IMAGENET),
+        ("cvt_13", IMAGENET),
+        ("cvt_13_32", IMAGENET),
         ("vit_lite_7_4", CIFAR10),
         ("resnet50", IMAGENET),
         ("resnet50_cifar", PYTORCH_CIFAR),
@@ -540,7 +544,10 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
 @pytest.mark.parametrize(
     ("family", "function", "target"),
     [
+        ("atc_*", "to_litert", "model.tflite"),
         ("cct_*", "to_litert", "model.tflite"),
+        ("conformer_*", "to_litert", "model.tflite"),
+        ("cvt_[12]*", "to_litert", "model.tflite"),
         ("vit_*", "to_litert", "model.tflite"),
         ("facerec*", "to_litert", "model.tflite"),
         ("facerec_small*", "to_litert", "model.tflite"),

@@ -43,6 +43,19 @@ def tiny_vit(**arguments) -> keras.Model:
     return spread(kh.applications.ViT(input_shape=(SIZE, SIZE, 3), **arguments))
 
 
+def tiny_cvt(stages: int = 2) -> keras.Model:
+    numbers = {
+        "dims": (8, 16),
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "patch_sizes": (7, 3),
+        "patch_strides": (4, 2),
+        "patch_paddings": (2, 1),
+    }
+    numbers = {name: values[:stages] for name, values in numbers.items()}
+    return spread(kh.applications.CvT(input_shape=(SIZE, SIZE, 3), classes=5, **numbers))
+
+
 def tiny_cct(**arguments) -> keras.Model:
     arguments = {"dim": 16, "depth": 1, "num_heads": 2, "classes": 5, **arguments}
     return spread(

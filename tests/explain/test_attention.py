@@ -8,6 +8,7 @@ import keras_hybrid as kh
 from tests.explain.models import (
     photographs,
     tiny_cct,
+    tiny_cvt,
     tiny_facerec,
     tiny_facerec_small,
     tiny_vit,
@@ -62,6 +63,23 @@ def test_rows_of_every_family_sum_to_one(build, shape):
         assert scores.shape == shape
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores.sum(axis=-1), 1, atol=1e-5)
+
+
+def test_strided_keys_are_fewer_than_queries_and_have_no_rollout():
+    """8 × 8 tokens look at 4 × 4, then a class token and 4 × 4 at a class token and 2 × 2."""
+    model, images = tiny_cvt(), photographs(3)
+    maps = kh.explain.attention_maps(model, images)
+    shapes = {name: scores.shape for name, scores in maps.items()}
+    assert shapes == {
+        "stage0_block0_attention": (3, 1, 64, 16),
+        "stage1_block0_attention": (3, 2, 17, 5),
+    }
+    for scores in maps.values():
+        np.testing.assert_allclose(scores.sum(axis=-1), 1, atol=1e-5)
+    with pytest.raises(ValueError, match=r"same tokens.*\(64, 16\)"):
+        kh.explain.attention_rollout(model, images)
+    with pytest.raises(ValueError, match=r"same tokens.*\(65, 17\)"):
+        kh.explain.attention_rollout(tiny_cvt(stages=1), images)
 
 
 def test_batch_size_does_not_change_the_maps():
@@ -151,10 +169,10 @@ def test_token_weights_are_the_shares_that_sequence_pooling_takes():
 
 def test_what_a_model_lacks_is_said():
     model, images = tiny_vit(), photographs()
-    with pytest.raises(ValueError, match="'vit' has no SequencePooling layer"):
+    with pytest.raises(ValueError, match="'vit' has no layer with token_weights"):
         kh.explain.token_weights(model, images)
     plain = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()], name="plain")
-    with pytest.raises(ValueError, match="'plain' has no MultiHeadSelfAttention layer"):
+    with pytest.raises(ValueError, match="'plain' has no layer with attention_scores"):
         kh.explain.attention_rollout(plain, images)
     with pytest.raises(ValueError, match=r"images must have shape .* got \(32, 32, 3\)"):
         kh.explain.attention_maps(model, images[0])

@@ -9,6 +9,7 @@ import keras_hybrid as kh
 from tests.explain.models import (
     photographs,
     tiny_cct,
+    tiny_cvt,
     tiny_facerec,
     tiny_facerec_small,
     tiny_vit,
@@ -140,6 +141,7 @@ def test_both_arms_of_a_branch_count():
         (tiny_cct, "norm"),
         # The patches' last tokens reach no score in a model that reads its class token.
         (tiny_vit, "block1_norm1"),
+        (tiny_cvt, "stage1_block0_norm1"),
     ],
 )
 def test_the_zoo_is_explained_by_default(build, layer):

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_hybrid import layers
 from keras_hybrid.applications.botnet import BottleneckAttention
+from keras_hybrid.applications.conformer import TwoHeads
 from keras_hybrid.applications.facerec import PatchConvolutions
 from keras_hybrid.applications.san import PairwiseAttention, PatchwiseAttention
 
@@ -26,6 +27,16 @@ LAYERS = {
         X.shape,
     ),
     "ConvolutionalAttention": (lambda: layers.ConvolutionalAttention(2, head_dim=3), X.shape),
+    "ConvolutionalProjection": (
+        lambda: layers.ConvolutionalProjection(GRID, strides=2, use_bias=False, shortcut=True),
+        X.shape,
+    ),
+    "ConvolutionalProjectionAttention": (
+        lambda: layers.ConvolutionalProjectionAttention(
+            2, GRID, kernel_size=5, scale=0.1, attention_dropout=0.1, dropout=0.2
+        ),
+        X.shape,
+    ),
     "SequencePooling": (lambda: layers.SequencePooling("glorot_normal"), X.shape),
     "LearnedPositionEmbedding": (lambda: layers.LearnedPositionEmbedding("zeros"), X.shape),
     "SinusoidalPositionEmbedding": (lambda: layers.SinusoidalPositionEmbedding(99.0), X.shape),
@@ -46,6 +57,7 @@ LAYERS = {
     "PairwiseAttention": (lambda: PairwiseAttention(3, 6, 3, 2, "hadamard"), (2, 3, 4, 8)),
     "PatchwiseAttention": (lambda: PatchwiseAttention(3, 6, 3, 2), (2, 3, 4, 8)),
     "BottleneckAttention": (lambda: BottleneckAttention(2), (2, 2, 3, 8)),
+    "TwoHeads": (lambda: TwoHeads(3, 5, "softmax", "he_normal"), (2, WIDTH)),
     "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
@@ -321,13 +333,96 @@ def test_convolutional_attention_is_the_scaled_product_without_softmax(head_dim)
     np.testing.assert_allclose(numpy(layer(X)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention, layers.ConvolutionalAttention])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.MultiHeadSelfAttention,
+        layers.ConvolutionalAttention,
+        lambda heads: layers.ConvolutionalProjectionAttention(heads, GRID),
+    ],
+    ids=["self", "convolutional", "projection"],
+)
 def test_heads_must_divide_the_channels(layer):
     with pytest.raises(ValueError, match=r"num_heads=3 does not divide the 8 channels"):
         layer(3)(X)
     for wrong in (0, -2):
         with pytest.raises(ValueError, match=rf"num_heads must be a positive integer.*{wrong}"):
             layer(wrong)
+
+
+# --- convolutional projections --------------------------------------------------------------------
+
+
+def statistics_too(layer):
+    """Give a built layer's weights values that show, variances positive ones."""
+    random = np.random.default_rng(1)
+    for weight in layer.weights:
+        value = random.normal(0, 0.5, weight.shape)
+        weight.assign(np.abs(value) + 0.1 if weight.name == "moving_variance" else value)
+    return layer
+
+
+def projection_in_numpy(layer, x, first):
+    """Depthwise convolution cell by cell, batch normalisation, linear map, shortcut."""
+    (height, width), step, size = GRID, layer.strides, layer.kernel_size
+    grid = x[:, first:].reshape(BATCH, height, width, WIDTH)
+    border = (size // 2, size // 2)
+    padded = np.pad(grid, ((0, 0), border, border, (0, 0)))
+    kernel = numpy(layer.convolution.kernel)[..., 0]
+    cells = list(itertools.product(range(0, height, step), range(0, width, step)))
+    convolved = [
+        (padded[:, i : i + size, j : j + size] * kernel).sum(axis=(1, 2)) for i, j in cells
+    ]
+    norm = layer.norm
+    gamma, beta, mean, variance = (
+        numpy(v) for v in (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
+    )
+    y = (np.stack(convolved, axis=1) - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+    y = np.concatenate([x[:, :first], y], axis=1) @ numpy(layer.linear.kernel)
+    y += numpy(layer.linear.bias) if layer.use_bias else 0
+    if layer.shortcut:
+        means = [grid[:, i : i + step, j : j + step].mean(axis=(1, 2)) for i, j in cells]
+        y += np.concatenate([x[:, :first], np.stack(means, axis=1)], axis=1)
+    return y
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["grid", "class token"])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"shortcut": True}, {"use_bias": False}], ids=str)
+def test_convolutional_projection_is_the_formula(first, strides, options):
+    x = RANDOM.normal(size=(BATCH, first + TOKENS, WIDTH)).astype("float32")
+    layer = layers.ConvolutionalProjection(GRID, bool(first), strides, **options)
+    layer.build(x.shape)
+    statistics_too(layer)
+    expected = projection_in_numpy(layer, x, first)
+    assert expected.shape[1] == first + (6 if strides == 1 else 2)
+    np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"shortcut": True, "scale": 0.3}], ids=str)
+def test_convolutional_projection_attention_is_the_formula(options):
+    x = RANDOM.normal(size=(BATCH, 1 + TOKENS, WIDTH)).astype("float32")
+    layer = layers.ConvolutionalProjectionAttention(2, GRID, class_token=True, **options)
+    layer.build(x.shape)
+    statistics_too(layer)
+    query, key, value = (
+        projection_in_numpy(part, x, 1).reshape(BATCH, -1, 2, WIDTH // 2)
+        for part in (layer.query, layer.key, layer.value)
+    )
+    assert query.shape[1] == 7 and key.shape[1] == value.shape[1] == 3
+    # The whole width's scale, not the head's.
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key) * options.get("scale", WIDTH**-0.5)
+    np.testing.assert_allclose(numpy(layer.attention_scores(x)), softmax(logits), atol=1e-5)
+    mixed = np.einsum("bhqk,bkhd->bqhd", softmax(logits), value).reshape(x.shape)
+    expected = mixed @ numpy(layer.projection.kernel) + numpy(layer.projection.bias)
+    np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
+
+
+def test_convolutional_projection_names_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"grid_size=\(2, 3\) has 6 cells.*7 tokens"):
+        layers.ConvolutionalProjection(GRID)(np.ones((1, 7, WIDTH)))
+    with pytest.raises(ValueError, match="kernel_size must be odd and positive, got 2"):
+        layers.ConvolutionalProjection(GRID, kernel_size=2)
 
 
 # --- positions ------------------------------------------------------------------------------------
