@@ -24,6 +24,7 @@ SMALL = {
     },
     "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
+    "vit_p*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2, "head_dim": 8},
     "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
     "facerec_small*": {
         "input_shape": (16, 16, 3),
@@ -46,6 +47,8 @@ SMALL = {
     },
 }
 FAMILIES = tuple(SMALL)
+# Their strided convolutions take images of every size.
+ANY_SIZE = ("cct_*",)
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

@@ -2,6 +2,7 @@
 
 from keras_hybrid.applications.base import embedding_model
 from keras_hybrid.applications.cct import CCT, CVT, ViTLite
+from keras_hybrid.applications.face_transformer import FaceTransformer
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
@@ -13,6 +14,7 @@ __all__ = [
     "CVT",
     "FaceRec",
     "FaceRecSmall",
+    "FaceTransformer",
     "MarginModel",
     "ModelInfo",
     "ViT",

@@ -26,6 +26,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         dropout: Rate on the output, in [0, 1).
         kernel_initializer: For both projections. ``None``: truncated normal with standard deviation
             0.02, the vision transformers' own.
+        bias_initializer: For both biases.
 
     Call arguments:
         inputs: Tokens, shape (batch, tokens, channels).
@@ -48,6 +49,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
         kernel_initializer=None,
+        bias_initializer="zeros",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -63,6 +65,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(
             kernel_initializer or keras.initializers.TruncatedNormal(stddev=0.02)
         )
+        self.bias_initializer = keras.initializers.get(bias_initializer)
 
     def build(self, inputs_shape, attention_bias_shape=None):
         channels = inputs_shape[-1]
@@ -78,6 +81,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             3 * inner,
             use_bias=self.qkv_bias,
             kernel_initializer=self.kernel_initializer,
+            bias_initializer=self.bias_initializer,
             dtype=self.dtype_policy,
             name="qkv",
         )
@@ -86,6 +90,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             channels,
             use_bias=self.output_bias,
             kernel_initializer=self.kernel_initializer,
+            bias_initializer=self.bias_initializer,
             dtype=self.dtype_policy,
             name="projection",
         )
@@ -139,4 +144,5 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             "attention_dropout": self.attention_dropout,
             "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }

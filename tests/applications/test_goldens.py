@@ -8,7 +8,9 @@ from tests.goldens import Golden
 
 TOLERANCE = 1e-5
 
-# Parity file → registered model.
+# Face models' files end at the embedding.
+EMBEDDING = {"include_top": False, "pooling": "native"}
+# Parity file → registered model, with arguments if it takes any.
 CASES = {
     "CCT_7_3x1": "cct_7_3x1",
     "CCT_14_7x2_224": "cct_14_7x2",
@@ -16,13 +18,17 @@ CASES = {
     "ViT_Lite_7_4_32": "vit_lite_7_4",
     "ViT_Ti16_224": "vit_ti16",
     "FaceRec_A1_L8": "facerec",
+    "ViT_P8S8": ("vit_p8s8", EMBEDDING),
+    "ViT_P12S8": ("vit_p12s8", EMBEDDING),
 }
 
 
 @pytest.mark.parametrize("golden_name", CASES)
 def test_output_equals_the_original_implementation(golden_name):
     golden = Golden(golden_name)
-    model = kh.create_model(CASES[golden_name], include_preprocessing=False)
+    case = CASES[golden_name]
+    name, arguments = (case, {}) if isinstance(case, str) else case
+    model = kh.create_model(name, include_preprocessing=False, **arguments)
     kh.convert.load_torch_weights(model, golden.weights)
     output = model.predict(golden.input, verbose=0)
     assert golden.error(output) <= TOLERANCE
