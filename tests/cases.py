@@ -24,6 +24,14 @@ SMALL = {
     },
     "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
+    "mobilefacenet*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 8,
+        "stem_groups": 4,
+        "stages": ((2, 8, 2, 2), (2, 12, 1, 2)),
+        "head_channels": 16,
+        "embedding_dim": 8,
+    },
     "vit_p*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2, "head_dim": 8},
     "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
     "facerec_small*": {
@@ -48,7 +56,7 @@ SMALL = {
 }
 FAMILIES = tuple(SMALL)
 # Their strided convolutions take images of every size.
-ANY_SIZE = ("cct_*",)
+ANY_SIZE = ("cct_*", "mobilefacenet*")
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

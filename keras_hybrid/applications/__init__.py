@@ -6,6 +6,7 @@ from keras_hybrid.applications.face_transformer import FaceTransformer
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.margin_model import MarginModel
+from keras_hybrid.applications.mobilefacenet import MobileFaceNet
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
@@ -16,6 +17,7 @@ __all__ = [
     "FaceRecSmall",
     "FaceTransformer",
     "MarginModel",
+    "MobileFaceNet",
     "ModelInfo",
     "ViT",
     "ViTB16",

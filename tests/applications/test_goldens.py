@@ -20,6 +20,7 @@ CASES = {
     "FaceRec_A1_L8": "facerec",
     "ViT_P8S8": ("vit_p8s8", EMBEDDING),
     "ViT_P12S8": ("vit_p12s8", EMBEDDING),
+    "MobileFaceNet_112": ("mobilefacenet_insightface", EMBEDDING),
 }
 
 

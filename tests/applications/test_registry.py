@@ -333,6 +333,7 @@ def test_every_builder_has_the_signature_that_everybody_knows(builder):
 
 HALF = ([127.5] * 3, [127.5] * 3)
 CIFAR10 = ([125.307, 122.961, 113.8575], [62.985, 62.0925, 66.708])
+MOBILEFACENET = ([127.5] * 3, [128.0] * 3)
 RAW = ([0.0] * 3, [1.0] * 3)
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
@@ -347,6 +348,9 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ("vit_b16", HALF),
         ("facerec", HALF),
         ("facerec_small", HALF),
+        ("mobilefacenet", MOBILEFACENET),
+        ("mobilefacenet_insightface", HALF),
+        ("mobilefacenet_relu6", IMAGENET),
         ("vit_p8s8", RAW),
     ],
 )
@@ -532,6 +536,7 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
         ("facerec*", "to_litert", "model.tflite"),
         ("facerec_small*", "to_litert", "model.tflite"),
         ("facerec_small*", "to_saved_model", "model"),
+        ("mobilefacenet*", "to_litert", "model.tflite"),
         ("vit_p*", "to_litert", "model.tflite"),
     ],
 )
