@@ -24,6 +24,13 @@ SMALL = {
     },
     "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
+    "iresnet*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "channels": (4, 8),
+        "depths": (1, 2),
+        "embedding_dim": 8,
+    },
     "mobilefacenet*": {
         "input_shape": (16, 16, 3),
         "stem_channels": 8,
@@ -56,7 +63,7 @@ SMALL = {
 }
 FAMILIES = tuple(SMALL)
 # Their strided convolutions take images of every size.
-ANY_SIZE = ("cct_*", "mobilefacenet*")
+ANY_SIZE = ("cct_*", "iresnet*", "mobilefacenet*")
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

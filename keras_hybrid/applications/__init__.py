@@ -5,6 +5,7 @@ from keras_hybrid.applications.cct import CCT, CVT, ViTLite
 from keras_hybrid.applications.face_transformer import FaceTransformer
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
+from keras_hybrid.applications.iresnet import IResNet
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.mobilefacenet import MobileFaceNet
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
@@ -16,6 +17,7 @@ __all__ = [
     "FaceRec",
     "FaceRecSmall",
     "FaceTransformer",
+    "IResNet",
     "MarginModel",
     "MobileFaceNet",
     "ModelInfo",

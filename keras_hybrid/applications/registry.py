@@ -12,7 +12,15 @@ import keras
 __all__ = ["ModelInfo", "create_model", "list_models", "model_info", "register_model"]
 
 # Importing a family's module registers its models.
-_FAMILIES = ("cct", "face_transformer", "facerec", "facerec_small", "mobilefacenet", "vit")
+_FAMILIES = (
+    "cct",
+    "face_transformer",
+    "facerec",
+    "facerec_small",
+    "iresnet",
+    "mobilefacenet",
+    "vit",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ CASES = {
     "ViT_P8S8": ("vit_p8s8", EMBEDDING),
     "ViT_P12S8": ("vit_p12s8", EMBEDDING),
     "MobileFaceNet_112": ("mobilefacenet_insightface", EMBEDDING),
+    "IResNet50_112": ("iresnet50", EMBEDDING),
 }
 
 
