@@ -39,6 +39,12 @@ SMALL = {
         "head_channels": 16,
         "embedding_dim": 8,
     },
+    "mobilenet_v2*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 8,
+        "stages": ((1, 8, 1, 1), (2, 8, 2, 2)),
+        "head_channels": 16,
+    },
     "vit_p*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2, "head_dim": 8},
     "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
     "facerec_small*": {
@@ -63,7 +69,7 @@ SMALL = {
 }
 FAMILIES = tuple(SMALL)
 # Their strided convolutions take images of every size.
-ANY_SIZE = ("cct_*", "iresnet*", "mobilefacenet*")
+ANY_SIZE = ("cct_*", "iresnet*", "mobilefacenet*", "mobilenet_v2*")
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

@@ -8,6 +8,7 @@ from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.iresnet import IResNet
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.mobilefacenet import MobileFaceNet
+from keras_hybrid.applications.mobilenet_v2 import MobileNetV2
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
@@ -20,6 +21,7 @@ __all__ = [
     "IResNet",
     "MarginModel",
     "MobileFaceNet",
+    "MobileNetV2",
     "ModelInfo",
     "ViT",
     "ViTB16",

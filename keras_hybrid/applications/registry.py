@@ -19,6 +19,7 @@ _FAMILIES = (
     "facerec_small",
     "iresnet",
     "mobilefacenet",
+    "mobilenet_v2",
     "vit",
 )
 

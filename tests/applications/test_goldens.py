@@ -22,6 +22,7 @@ CASES = {
     "ViT_P12S8": ("vit_p12s8", EMBEDDING),
     "MobileFaceNet_112": ("mobilefacenet_insightface", EMBEDDING),
     "IResNet50_112": ("iresnet50", EMBEDDING),
+    "MobileNetV2_100_112": ("mobilenet_v2", {"input_shape": (112, 112, 3)}),
 }
 
 

@@ -352,6 +352,7 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ("mobilefacenet", MOBILEFACENET),
         ("mobilefacenet_insightface", HALF),
         ("mobilefacenet_relu6", IMAGENET),
+        ("mobilenet_v2", IMAGENET),
         ("vit_p8s8", RAW),
     ],
 )
@@ -539,6 +540,7 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
         ("facerec_small*", "to_saved_model", "model"),
         ("iresnet*", "to_litert", "model.tflite"),
         ("mobilefacenet*", "to_litert", "model.tflite"),
+        ("mobilenet_v2*", "to_litert", "model.tflite"),
         ("vit_p*", "to_litert", "model.tflite"),
     ],
 )
