@@ -51,6 +51,28 @@ SMALL = {
     },
     "cvt_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
     "vit_lite_*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2},
+    "iresnet*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 4,
+        "channels": (4, 8),
+        "depths": (1, 2),
+        "embedding_dim": 8,
+    },
+    "mobilefacenet*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 8,
+        "stem_groups": 4,
+        "stages": ((2, 8, 2, 2), (2, 12, 1, 2)),
+        "head_channels": 16,
+        "embedding_dim": 8,
+    },
+    "mobilenet_v2*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 8,
+        "stages": ((1, 8, 1, 1), (2, 8, 2, 2)),
+        "head_channels": 16,
+    },
+    "vit_p*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2, "head_dim": 8},
     "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
     "convit_*": {
         "input_shape": (16, 16, 3),
@@ -150,11 +172,21 @@ SMALL = {
 }
 FAMILIES = tuple(SMALL)
 # Families whose maps may have any size; the others' images must be multiples of something.
-ANY_SIZE = ("cct_*", "nat_*")
+ANY_SIZE = (
+    "*resnet50*",
+    "atc_*",
+    "botnet*",
+    "cct_*",
+    "cvt_[12]*",
+    "iresnet*",
+    "mobilefacenet*",
+    "mobilenet_v2*",
+    "nat_*",
+    "resnet50_fct*",
+    "san*",
+)
 # Self-attention layers of a tiny model, where it is not its depth.
 ATTENTION_LAYERS = {"astroformer_*": 1, "coatnet_*": 2, "convit_*": 2, "nat_*": 0, "swin_*": 3}
-# Their strided convolutions take images of every size.
-ANY_SIZE = ("atc_*", "cct_*", "cvt_[12]*")
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

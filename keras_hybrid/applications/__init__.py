@@ -9,9 +9,13 @@ from keras_hybrid.applications.coatnet import CoAtNet
 from keras_hybrid.applications.conformer import Conformer
 from keras_hybrid.applications.convit import ConViT
 from keras_hybrid.applications.convolutional_vision_transformer import CvT
+from keras_hybrid.applications.face_transformer import FaceTransformer
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
+from keras_hybrid.applications.iresnet import IResNet
 from keras_hybrid.applications.margin_model import MarginModel
+from keras_hybrid.applications.mobilefacenet import MobileFaceNet
+from keras_hybrid.applications.mobilenet_v2 import MobileNetV2
 from keras_hybrid.applications.nat import NAT
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
 from keras_hybrid.applications.resnet import ResNet
@@ -34,7 +38,11 @@ __all__ = [
     "CvT",
     "FaceRec",
     "FaceRecSmall",
+    "FaceTransformer",
+    "IResNet",
     "MarginModel",
+    "MobileFaceNet",
+    "MobileNetV2",
     "ModelInfo",
     "ResNet",
     "ResNetFCT",

@@ -27,6 +27,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         kernel_initializer: For both projections. ``None``: truncated normal with standard deviation
             0.02, the vision transformers' own.
         output_dim: Width of the output. ``None``: that of the input.
+        bias_initializer: For both biases.
 
     Call arguments:
         inputs: Tokens, shape (batch, tokens, channels).
@@ -52,6 +53,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         dropout: float = 0.0,
         kernel_initializer=None,
         output_dim: int | None = None,
+        bias_initializer="zeros",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -68,6 +70,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(
             kernel_initializer or keras.initializers.TruncatedNormal(stddev=0.02)
         )
+        self.bias_initializer = keras.initializers.get(bias_initializer)
 
     def build(self, inputs_shape, attention_bias_shape=None):
         channels = inputs_shape[-1]
@@ -84,6 +87,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             self.output_dim or channels,
             use_bias=self.output_bias,
             kernel_initializer=self.kernel_initializer,
+            bias_initializer=self.bias_initializer,
             dtype=self.dtype_policy,
             name="projection",
         )
@@ -98,6 +102,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             3 * inner,
             use_bias=self.qkv_bias,
             kernel_initializer=self.kernel_initializer,
+            bias_initializer=self.bias_initializer,
             dtype=self.dtype_policy,
             name="qkv",
         )
@@ -159,4 +164,5 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             "attention_dropout": self.attention_dropout,
             "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }

@@ -12,6 +12,8 @@ TOLERANCE = 1e-5
 
 AT_112 = {"input_shape": (112, 112, 3)}
 SAN_AT_64 = {"input_shape": (64, 64, 3), "classes": 10, "kernel_sizes": (3,) * 5}
+# Face models' files end at the embedding.
+EMBEDDING = {"include_top": False, "pooling": "native"}
 
 # Parity file → registered model, or (registered model, arguments of its builder).
 CASES = {
@@ -44,6 +46,11 @@ CASES = {
     "CoAtNet_0_224": "coatnet_0",
     "Astroformer_0_224": "astroformer_0",
     "NAT_Mini_224": "nat_mini",
+    "ViT_P8S8": ("vit_p8s8", EMBEDDING),
+    "ViT_P12S8": ("vit_p12s8", EMBEDDING),
+    "MobileFaceNet_112": ("mobilefacenet_insightface", EMBEDDING),
+    "IResNet50_112": ("iresnet50", EMBEDDING),
+    "MobileNetV2_100_112": ("mobilenet_v2", {"input_shape": (112, 112, 3)}),
 }
 
 

@@ -44,8 +44,6 @@ MODELS = kh.list_models()
 BUILDERS = [name for name in kh.applications.__all__ if name[0].isupper()]
 BUILDERS = [name for name in BUILDERS if inspect.isfunction(getattr(kh.applications, name))]
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
-# Families whose maps may have any size; the others' images must be multiples of a patch.
-ANY_SIZE = {"cct_*", "botnet*", "resnet50_fct*", "*resnet50*", "san*"}
 STEPS = 16  # float16 spends the first ones on finding its loss scale
 BACKENDS = {"tensorflow", "jax", "torch"}
 
@@ -339,6 +337,8 @@ def test_every_builder_has_the_signature_that_everybody_knows(builder):
 HALF = ([127.5] * 3, [127.5] * 3)
 CIFAR10 = ([125.307, 122.961, 113.8575], [62.985, 62.0925, 66.708])
 PYTORCH_CIFAR = ([125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255])
+MOBILEFACENET = ([127.5] * 3, [128.0] * 3)
+RAW = ([0.0] * 3, [1.0] * 3)
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
 
@@ -365,6 +365,12 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ("convit_s", IMAGENET),
         ("nat_mini", IMAGENET),
         ("swin_tiny", IMAGENET),
+        ("iresnet50", HALF),
+        ("mobilefacenet", MOBILEFACENET),
+        ("mobilefacenet_insightface", HALF),
+        ("mobilefacenet_relu6", IMAGENET),
+        ("mobilenet_v2", IMAGENET),
+        ("vit_p8s8", RAW),
     ],
 )
 def test_normalisation_is_that_of_the_paper(name, statistics):
@@ -560,6 +566,10 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
         ("nat_*", "to_litert", "model.tflite"),
         ("swin_*", "to_litert", "model.tflite"),
         ("facerec_small*", "to_saved_model", "model"),
+        ("iresnet*", "to_litert", "model.tflite"),
+        ("mobilefacenet*", "to_litert", "model.tflite"),
+        ("mobilenet_v2*", "to_litert", "model.tflite"),
+        ("vit_p*", "to_litert", "model.tflite"),
     ],
 )
 def test_exported_files_answer_as_the_model(family, function, target, tmp_path):

@@ -1,0 +1,96 @@
+"""Convolutional building blocks that several families' builders share.
+
+Everything is normalised as PyTorch's defaults have it, ε = 1e-5 and a momentum of 0.1 (Keras: 0.9),
+and padded alike on all sides, which for even sizes and stride 2 differs from Keras's ``same``.
+"""
+
+import keras
+
+__all__: list[str] = []
+
+EPSILON = 1e-5
+MOMENTUM = 0.9
+
+
+def batch_norm(x, name: str):
+    """Batch normalisation with PyTorch's defaults."""
+    return keras.layers.BatchNormalization(epsilon=EPSILON, momentum=MOMENTUM, name=name)(x)
+
+
+def conv_norm(
+    x,
+    filters: int | None,
+    kernel_size: int,
+    *,
+    name: str,
+    initializer: keras.initializers.Initializer,
+    strides: int = 1,
+    groups: int = 1,
+    activation: str | None = None,
+):
+    """Convolution without bias, batch normalisation, activation.
+
+    Args:
+        x: Maps, shape (batch, height, width, channels).
+        filters: Channels put out; ``None``: a depthwise convolution.
+        kernel_size: Odd.
+        name: Prefix of the layers' names.
+        initializer: Of the kernel.
+        strides: Of the convolution.
+        groups: Of the convolution; as many as there are channels in and out: depthwise.
+        activation: ``None``, ``"prelu"`` with one slope for each channel, or a name Keras knows.
+    """
+    padding = "same" if strides == 1 else "valid"
+    if strides > 1 and kernel_size > 1:
+        x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_padding")(x)
+    # An initializer draws the same numbers every time it is called.
+    initializer = initializer.clone()
+    common = {"strides": strides, "padding": padding, "use_bias": False, "name": f"{name}_conv"}
+    if filters is None or groups == filters == x.shape[-1]:
+        x = keras.layers.DepthwiseConv2D(kernel_size, depthwise_initializer=initializer, **common)(
+            x
+        )
+    else:
+        x = keras.layers.Conv2D(
+            filters, kernel_size, groups=groups, kernel_initializer=initializer, **common
+        )(x)
+    x = batch_norm(x, f"{name}_norm")
+    if activation == "prelu":
+        return keras.layers.PReLU(
+            keras.initializers.Constant(0.25), shared_axes=[1, 2], name=f"{name}_prelu"
+        )(x)
+    if activation is not None:
+        x = keras.layers.Activation(activation, name=f"{name}_{activation}")(x)
+    return x
+
+
+def inverted_residual(
+    x,
+    hidden: int | None,
+    filters: int,
+    *,
+    name: str,
+    initializer: keras.initializers.Initializer,
+    strides: int = 1,
+    activation: str,
+):
+    """Expand 1×1, depthwise 3×3, project 1×1 linearly; added to the input where shapes agree.
+
+    Args:
+        x: Maps, shape (batch, height, width, channels).
+        hidden: Channels between; ``None``: no expansion.
+        filters: Channels put out.
+        name: Prefix of the layers' names.
+        initializer: Of all kernels.
+        strides: Of the depthwise convolution.
+        activation: After expansion and depthwise convolution, as in ``conv_norm``.
+    """
+    common = {"initializer": initializer, "activation": activation}
+    y = x
+    if hidden is not None:
+        y = conv_norm(y, hidden, 1, name=f"{name}_expand", **common)
+    y = conv_norm(y, None, 3, strides=strides, name=f"{name}_depthwise", **common)
+    y = conv_norm(y, filters, 1, initializer=initializer, name=f"{name}_project")
+    if strides > 1 or x.shape[-1] != filters:
+        return y
+    return keras.layers.Add(name=f"{name}_add")([x, y])
