@@ -186,7 +186,14 @@ ANY_SIZE = (
     "san*",
 )
 # Self-attention layers of a tiny model, where it is not its depth.
-ATTENTION_LAYERS = {"astroformer_*": 1, "coatnet_*": 2, "convit_*": 2, "nat_*": 0, "swin_*": 3}
+ATTENTION_LAYERS = {
+    "astroformer_*": 1,
+    "coatnet_*": 2,
+    "conformer_*": 3,
+    "convit_*": 2,
+    "nat_*": 0,
+    "swin_*": 3,
+}
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES
