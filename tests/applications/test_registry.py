@@ -546,8 +546,8 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
 # --- export ---------------------------------------------------------------------------------------
 
 
-# The conversion itself runs in a TensorFlow process, on whatever backend the model was built; from the
-# others one family shows that the model gets there.
+# The conversion runs in a TensorFlow process on whatever backend the model was built; from the others,
+# one family shows that the model gets there.
 EXPORTED = FAMILIES if keras.backend.backend() == "tensorflow" else ("facerec_small*",)
 
 
