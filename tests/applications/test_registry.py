@@ -546,7 +546,7 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
 # --- export ---------------------------------------------------------------------------------------
 
 
-# The conversion runs in a TensorFlow process on whatever backend the model was built; from the others,
+# A TensorFlow process converts, on whatever backend the model was built; from the other backends,
 # one family shows that the model gets there.
 EXPORTED = FAMILIES if keras.backend.backend() == "tensorflow" else ("facerec_small*",)
 
