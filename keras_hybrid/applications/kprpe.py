@@ -15,7 +15,8 @@ model. ``landmarks`` is
   authors' aligner receives no gradient; this head does, or it could learn nothing. It starts at the
   five points faces are aligned to. Its output is the layer ``landmarks``, (batch, 5, 2), which may
   be trained on annotated points first and frozen then. It adds 0.1 % to the model's cost.
-- ``"given"``: a second input of that name. This is the authors' model, and takes their checkpoints.
+- ``"given"``: a second input named ``landmarks``. This is the authors' model, and takes their
+  checkpoints; export, which is for models of one input, does not take it.
 - a Keras tensor: the output of the reader's own aligner.
 - ``None``: the plain ViT. With any landmarks the model starts as that one too, since the linear
   layer starts at zero.
