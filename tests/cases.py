@@ -58,6 +58,15 @@ SMALL = {
         "depths": (1, 2),
         "embedding_dim": 8,
     },
+    "kprpe_*": {
+        "input_shape": (16, 16, 3),
+        "patch_size": 4,
+        "dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "embedding_dim": 8,
+        "landmark_channels": (4, 8),
+    },
     "mobilefacenet*": {
         "input_shape": (16, 16, 3),
         "stem_channels": 8,

@@ -26,6 +26,7 @@ class Golden:
     Attributes:
         weights: Name in the original implementation → float32 array in PyTorch layout.
         input: float32, (batch, height, width, channels).
+        extra: Further inputs, in the file's order.
         output: The expected values, flat.
     """
 
@@ -46,6 +47,8 @@ class Golden:
         shape = self.spec["input_shape"]
         x = _uniform(2**31 + offset, int(np.prod(shape))).reshape(shape).astype("float32")
         self.input = x.transpose(0, 2, 3, 1)
+        extra = self.spec.get("extra") or {}
+        self.extra = [np.array(value, "float32") for value in extra.values()]
         self.output = np.array(self.spec["output"], "float64")
 
     def _fill(self, name, shape, v, kind):

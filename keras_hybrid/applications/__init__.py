@@ -13,6 +13,7 @@ from keras_hybrid.applications.face_transformer import FaceTransformer
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.iresnet import IResNet
+from keras_hybrid.applications.kprpe import KPRPE
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.mobilefacenet import MobileFaceNet
 from keras_hybrid.applications.mobilenet_v2 import MobileNetV2
@@ -28,6 +29,7 @@ __all__ = [
     "ATC",
     "CCT",
     "CVT",
+    "KPRPE",
     "NAT",
     "SAN",
     "Astroformer",

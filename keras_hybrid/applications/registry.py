@@ -25,6 +25,7 @@ _FAMILIES = (
     "facerec",
     "facerec_small",
     "iresnet",
+    "kprpe",
     "mobilefacenet",
     "mobilenet_v2",
     "nat",

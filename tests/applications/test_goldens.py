@@ -46,6 +46,7 @@ CASES = {
     "CoAtNet_0_224": "coatnet_0",
     "Astroformer_0_224": "astroformer_0",
     "NAT_Mini_224": "nat_mini",
+    "KPRPE_small": ("kprpe_vit_small", {**EMBEDDING, "landmarks": "given"}),
     "ViT_P8S8": ("vit_p8s8", EMBEDDING),
     "ViT_P12S8": ("vit_p12s8", EMBEDDING),
     "MobileFaceNet_112": ("mobilefacenet_insightface", EMBEDDING),
@@ -61,8 +62,8 @@ def test_output_equals_the_original_implementation(golden_name):
     name, arguments = (case, {}) if isinstance(case, str) else case
     model = kh.create_model(name, include_preprocessing=False, **arguments)
     kh.convert.load_torch_weights(model, golden.weights)
-    output = model.predict(golden.input, verbose=0)
-    assert golden.error(output) <= TOLERANCE
+    inputs = [golden.input, *golden.extra] if golden.extra else golden.input
+    assert golden.error(model.predict(inputs, verbose=0)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

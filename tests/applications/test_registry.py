@@ -134,7 +134,8 @@ def test_multiply_accumulates_are_those_registered(name):
     So the classifier counts, as do both products of attention and sequence pooling's; biases,
     normalisations, activations and depth-to-token rearrangements do not. FaceRec's published
     figures come from a model that sums its pooled tokens without a matrix product, which leaves
-    tokens × width out. NAT's layers hide some of the keys that a tile of queries shares.
+    tokens × width out. NAT's layers hide some of the keys that a tile of queries shares, and
+    KP-RPE's look its logits up by products.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -366,6 +367,7 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ("nat_mini", IMAGENET),
         ("swin_tiny", IMAGENET),
         ("iresnet50", HALF),
+        ("kprpe_vit_base", HALF),
         ("mobilefacenet", MOBILEFACENET),
         ("mobilefacenet_insightface", HALF),
         ("mobilefacenet_relu6", IMAGENET),

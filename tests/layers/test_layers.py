@@ -11,6 +11,7 @@ from keras_hybrid import layers
 from keras_hybrid.applications.botnet import BottleneckAttention
 from keras_hybrid.applications.conformer import TwoHeads
 from keras_hybrid.applications.facerec import PatchConvolutions
+from keras_hybrid.applications.kprpe import KeypointOffsets, KeypointRelativeBias
 from keras_hybrid.applications.san import PairwiseAttention, PatchwiseAttention
 
 BATCH, TOKENS, WIDTH = 2, 6, 8
@@ -58,6 +59,8 @@ LAYERS = {
     "PatchwiseAttention": (lambda: PatchwiseAttention(3, 6, 3, 2), (2, 3, 4, 8)),
     "BottleneckAttention": (lambda: BottleneckAttention(2), (2, 2, 3, 8)),
     "TwoHeads": (lambda: TwoHeads(3, 5, "softmax", "he_normal"), (2, WIDTH)),
+    "KeypointOffsets": (lambda: KeypointOffsets(GRID), (2, 5, 2)),
+    "KeypointRelativeBias": (lambda: KeypointRelativeBias(GRID, 4, 1, 0.9), (2, 6, 3 * 4 * 9)),
     "PatchConvolutions": (lambda: PatchConvolutions(4, (5, 6), 3), (2, 3, 4 * 4 * 3)),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
