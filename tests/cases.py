@@ -66,6 +66,14 @@ SMALL = {
         "head_channels": 16,
         "embedding_dim": 8,
     },
+    "efficientnet_*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 8,
+        "stages": (("fused", 3, 1, 8, 1, 1), ("fused", 3, 2, 12, 1, 2), ("mbconv", 3, 2, 12, 2, 1)),
+        "head_channels": 16,
+        "embedding_dim": 8,
+        "embedding_norm": True,
+    },
     "mobilenet_v2*": {
         "input_shape": (16, 16, 3),
         "stem_channels": 8,
@@ -178,6 +186,7 @@ ANY_SIZE = (
     "botnet*",
     "cct_*",
     "cvt_[12]*",
+    "efficientnet_*",
     "iresnet*",
     "mobilefacenet*",
     "mobilenet_v2*",

@@ -21,6 +21,7 @@ _FAMILIES = (
     "conformer",
     "convit",
     "convolutional_vision_transformer",
+    "efficientnet",
     "face_transformer",
     "facerec",
     "facerec_small",
