@@ -74,6 +74,16 @@ SMALL = {
         "embedding_dim": 8,
         "embedding_norm": True,
     },
+    "efficientvit_*": {
+        "input_shape": (16, 16, 3),
+        "stem_channels": 8,
+        "stages": (("mbconv", 3, 1, 8, 1, 1), ("mbconv", 3, 2, 8, 2, 2)),
+        "patch_size": 2,
+        "dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "head_dim": 8,
+    },
     "mobilenet_v2*": {
         "input_shape": (16, 16, 3),
         "stem_channels": 8,

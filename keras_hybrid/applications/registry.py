@@ -22,6 +22,7 @@ _FAMILIES = (
     "convit",
     "convolutional_vision_transformer",
     "efficientnet",
+    "efficientnet_vit",
     "face_transformer",
     "facerec",
     "facerec_small",

@@ -27,3 +27,27 @@ def test_layers_and_features_are_those_of_keras_applications(name, reference, sc
     images = np.random.default_rng(0).uniform(-1, 1, (2, *shape)).astype("float32")
     # EfficientNetB0 always divides by 255.
     assert relative_error(predict(ours, images), predict(theirs, scale * images)) <= 1e-5
+
+
+@pytest.mark.parametrize("stem_activation", [None, "swish"])
+def test_the_hybrid_continues_from_the_third_block_of_b0(stem_activation):
+    shape = (32, 48, 3)
+    theirs = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=shape)
+    theirs.get_layer("stem_activation").activation = keras.activations.get(stem_activation)
+    theirs = keras.Model(theirs.input, theirs.get_layer("block2b_add").output)
+    ours = kh.create_model(
+        "efficientvit_face",
+        stem_activation=stem_activation,
+        depth=0,
+        include_top=False,
+        include_preprocessing=False,
+        input_shape=shape,
+    )
+    assert ours.output_shape == (None, 1 + 2 * 3, 512)
+    ours = keras.Model(ours.input, ours.get_layer("block2b_add").output)
+    for layer in ours.layers:
+        if layer.weights:
+            layer.set_weights(theirs.get_layer(layer.name).get_weights())
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *shape)).astype("float32")
+    # EfficientNetB0 always divides by 255.
+    assert relative_error(predict(ours, images), predict(theirs, 255 * images)) <= 1e-5
