@@ -9,6 +9,8 @@ from keras_hybrid.applications.coatnet import CoAtNet
 from keras_hybrid.applications.conformer import Conformer
 from keras_hybrid.applications.convit import ConViT
 from keras_hybrid.applications.convolutional_vision_transformer import CvT
+from keras_hybrid.applications.efficientnet import EfficientNet
+from keras_hybrid.applications.efficientnet_vit import EfficientNetViT
 from keras_hybrid.applications.face_transformer import FaceTransformer
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
@@ -38,6 +40,8 @@ __all__ = [
     "ConViT",
     "Conformer",
     "CvT",
+    "EfficientNet",
+    "EfficientNetViT",
     "FaceRec",
     "FaceRecSmall",
     "FaceTransformer",

@@ -24,6 +24,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     mlp,
 )
+from keras_hybrid.applications.convolution import squeeze_excitation
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.position import RelativePositionBias
@@ -79,16 +80,6 @@ def _activation(x, activation: str, name: str):
     return keras.layers.Activation(activation, name=f"{name}_{activation}")(x)
 
 
-def squeeze_excitation(x, width: int, name: str):
-    """Scale each channel by a gate computed from all channels' averages, through ``width``."""
-    y = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_mean")(x)
-    y = _convolution(y, width, use_bias=True, name=f"{name}_reduce")
-    y = _activation(y, "silu", name)
-    y = _convolution(y, x.shape[-1], use_bias=True, name=f"{name}_expand")
-    y = _activation(y, "sigmoid", name)
-    return keras.layers.Multiply(name=f"{name}_scale")([x, y])
-
-
 def _shortcut(x, width: int, stride: int, name: str):
     if stride > 1:
         x = keras.layers.AveragePooling2D(stride, name=f"{name}_shortcut_pool")(x)
@@ -114,7 +105,13 @@ def convolution_block(x, width, *, stride, expansion, se_ratio, drop_path, name)
         name=f"{name}_depthwise",
     )(x)
     x = _batch_norm(x, f"{name}_norm2", "gelu")
-    x = squeeze_excitation(x, int(width * se_ratio), f"{name}_se")
+    x = squeeze_excitation(
+        x,
+        int(width * se_ratio),
+        initializer=_fan_out(),
+        activation="silu",
+        name=f"{name}_se",
+    )
     x = _convolution(x, width, use_bias=True, name=f"{name}_project")
     return add_branch(shortcut, x, drop_path, name)
 

@@ -94,3 +94,33 @@ def inverted_residual(
     if strides > 1 or x.shape[-1] != filters:
         return y
     return keras.layers.Add(name=f"{name}_add")([x, y])
+
+
+def squeeze_excitation(
+    x,
+    width: int,
+    *,
+    name: str,
+    initializer: keras.initializers.Initializer,
+    activation: str = "relu",
+):
+    """Scale each channel by sigmoid(W₂ f(W₁ mean(x))): Hu et al. 2018 (arXiv:1709.01507).
+
+    Args:
+        x: Maps, shape (batch, height, width, channels).
+        width: Channels between the two projections, which have biases.
+        name: Prefix of the layers' names.
+        initializer: Of both kernels.
+        activation: The f between them; ReLU in the paper.
+    """
+    y = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
+    steps = (("reduce", width, activation), ("expand", x.shape[-1], "sigmoid"))
+    for step, channels, function in steps:
+        y = keras.layers.Conv2D(
+            channels,
+            1,
+            activation=function,
+            kernel_initializer=initializer.clone(),
+            name=f"{name}_{step}",
+        )(y)
+    return keras.layers.Multiply(name=f"{name}_scale")([x, y])

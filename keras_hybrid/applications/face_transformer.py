@@ -89,6 +89,49 @@ def face_block(x, *, num_heads, head_dim, mlp_width, dropout, name):
     return add_branch(x, y, 0.0, f"{name}_mlp")
 
 
+def face_encoder(
+    x,
+    *,
+    patch_size: int,
+    patch_stride: int,
+    dim: int,
+    depth: int,
+    num_heads: int,
+    head_dim: int,
+    mlp_width: int,
+    embedding_dropout: float,
+    dropout: float,
+):
+    """Turn an image or a map into normalised tokens (batch, 1 + patches, dim), class first."""
+    fan_in = patch_size**2 * x.shape[-1]
+    x = keras.layers.Conv2D(
+        dim,
+        patch_size,
+        strides=patch_stride,
+        padding="valid",
+        kernel_initializer=_uniform(fan_in),
+        bias_initializer=_uniform(fan_in),
+        name="patch_embedding",
+    )(x)
+    x = keras.layers.Reshape((-1, dim), name="tokens")(x)
+    x = ClassToken(keras.initializers.RandomNormal(stddev=1.0), name="class_token")(x)
+    x = LearnedPositionEmbedding(
+        keras.initializers.RandomNormal(stddev=1.0), name="position_embedding"
+    )(x)
+    if embedding_dropout:
+        x = keras.layers.Dropout(embedding_dropout, name="position_dropout")(x)
+    for i in range(depth):
+        x = face_block(
+            x,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            mlp_width=mlp_width,
+            dropout=dropout,
+            name=f"block{i}",
+        )
+    return keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+
+
 def FaceTransformer(
     include_top: bool = True,
     weights: str | None = None,
@@ -168,33 +211,18 @@ def FaceTransformer(
         )
     if padding:
         x = keras.layers.ZeroPadding2D(padding, name="patch_padding")(x)
-    fan_in = patch_size**2 * x.shape[-1]
-    x = keras.layers.Conv2D(
-        dim,
-        patch_size,
-        strides=patch_stride,
-        padding="valid",
-        kernel_initializer=_uniform(fan_in),
-        bias_initializer=_uniform(fan_in),
-        name="patch_embedding",
-    )(x)
-    x = keras.layers.Reshape((-1, dim), name="tokens")(x)
-    x = ClassToken(keras.initializers.RandomNormal(stddev=1.0), name="class_token")(x)
-    x = LearnedPositionEmbedding(
-        keras.initializers.RandomNormal(stddev=1.0), name="position_embedding"
-    )(x)
-    if embedding_dropout:
-        x = keras.layers.Dropout(embedding_dropout, name="position_dropout")(x)
-    for i in range(depth):
-        x = face_block(
-            x,
-            num_heads=num_heads,
-            head_dim=head_dim,
-            mlp_width=round(dim * mlp_ratio),
-            dropout=dropout,
-            name=f"block{i}",
-        )
-    x = keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+    x = face_encoder(
+        x,
+        patch_size=patch_size,
+        patch_stride=patch_stride,
+        dim=dim,
+        depth=depth,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        mlp_width=round(dim * mlp_ratio),
+        embedding_dropout=embedding_dropout,
+        dropout=dropout,
+    )
     return build_model(
         inputs,
         x,

@@ -21,6 +21,8 @@ _FAMILIES = (
     "conformer",
     "convit",
     "convolutional_vision_transformer",
+    "efficientnet",
+    "efficientnet_vit",
     "face_transformer",
     "facerec",
     "facerec_small",

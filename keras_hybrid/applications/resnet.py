@@ -20,6 +20,7 @@ from keras_hybrid.applications.base import (
     build_model,
     image_input,
 )
+from keras_hybrid.applications.convolution import squeeze_excitation
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["ResNet"]
@@ -80,24 +81,6 @@ def he_normal():
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
-def squeeze_excitation(x, reduction: int, name: str):
-    """Scale each channel by sigmoid(W₂ ReLU(W₁ mean(x))) (Hu et al., eqs. 2 to 4)."""
-    channels = x.shape[-1]
-    y = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
-    for step, width, activation in (
-        ("reduce", max(1, channels // reduction), "relu"),
-        ("expand", channels, "sigmoid"),
-    ):
-        y = keras.layers.Conv2D(
-            width,
-            1,
-            activation=activation,
-            kernel_initializer=he_normal(),
-            name=f"{name}_{step}",
-        )(y)
-    return keras.layers.Multiply(name=f"{name}_scale")([x, y])
-
-
 def bottleneck(
     x,
     width: int,
@@ -131,7 +114,12 @@ def bottleneck(
     y = keras.layers.ReLU(name=f"{name}_relu2")(y)
     y = convolution(y, EXPANSION * width, 1, name=f"{name}_conv3")
     if squeeze_reduction is not None:
-        y = squeeze_excitation(y, squeeze_reduction, f"{name}_squeeze")
+        y = squeeze_excitation(
+            y,
+            max(1, y.shape[-1] // squeeze_reduction),
+            initializer=he_normal(),
+            name=f"{name}_squeeze",
+        )
     if strides > 1 or x.shape[-1] != y.shape[-1]:
         x = convolution(x, y.shape[-1], 1, strides=strides, name=f"{name}_shortcut")
     x = keras.layers.Add(name=f"{name}_add")([x, y])

@@ -51,6 +51,8 @@ CASES = {
     "ViT_P12S8": ("vit_p12s8", EMBEDDING),
     "MobileFaceNet_112": ("mobilefacenet_insightface", EMBEDDING),
     "IResNet50_112": ("iresnet50", EMBEDDING),
+    "EffNet_B0_112_pad_112_": ("efficientnet_b0_face", EMBEDDING),
+    "EfficientNetV2_S_tf_128": ("efficientnet_v2_s", {"input_shape": (128, 128, 3)}),
     "MobileNetV2_100_112": ("mobilenet_v2", {"input_shape": (112, 112, 3)}),
 }
 
