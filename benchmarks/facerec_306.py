@@ -2,7 +2,7 @@
 
 FaceRec's Figure 6 sets its 20.36 % on 306 CelebA identities beside figures that other papers report
 on other data. This script trains all of them on the same images with the same recipe
-(``training/recipes/facerec_small.py``: CosFace, AdamW, 40 epochs, 64×64) and adds one row a run to
+(``training/recipes/facerec_small.py``: CosFace, Muon, 40 epochs, 64×64) and adds one row a run to
 a CSV file. Runs that are in the file already are left out, so an interrupted table goes on with the
 same command.
 
