@@ -113,6 +113,8 @@ def main() -> None:
                 "eer": round(reported.eer, 5),
                 "tar_at_far_1e-2": round(reported.tar_at_far(1e-2), 5),
                 "tar_at_far_1e-3": round(reported.tar_at_far(1e-3), 5),
+                "backend": given.backend,
+                "precision": given.precision,
                 "hardware": given.hardware,
             },
         )
