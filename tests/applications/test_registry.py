@@ -86,6 +86,15 @@ def _limitations(request):
             pytest.skip(reason)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_models():
+    """Let go of the cached models after the last test: TensorFlow's take gigabytes."""
+    yield
+    for cached in (full_size, fitted, shared_model):
+        cached.cache_clear()
+    keras.utils.clear_session()
+
+
 # --- the whole zoo, in full size ------------------------------------------------------------------
 
 
