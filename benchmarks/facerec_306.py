@@ -73,6 +73,7 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["KERAS_BACKEND"] = given.backend
 
+    from benchmarks.table import append_row
     from training import train
     from training.recipe import load_recipe
 
@@ -102,8 +103,9 @@ def main() -> None:
                 seed=seed,
             )
             results = train.run(recipe, pathlib.Path(given.out) / f"{name}_{seed}", verbose=2)
-            _append(
+            append_row(
                 table,
+                COLUMNS,
                 {
                     **results,
                     **key,
@@ -117,16 +119,6 @@ def _rows(table: pathlib.Path) -> list[dict]:
         return []
     with table.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _append(table: pathlib.Path, row: dict) -> None:
-    table.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not table.exists()
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ The LFW folder or archive holds pairs.txt (View 2) and pairsDevTest.txt (View 1)
 """
 
 import argparse
-import csv
 import dataclasses
 import os
 import pathlib
@@ -70,6 +69,7 @@ def main() -> None:
     import keras
 
     import keras_hybrid as kh
+    from benchmarks.table import append_row
     from training import train
     from training.recipe import load_recipe
 
@@ -96,8 +96,9 @@ def main() -> None:
             model, view2, flip=flip, threshold=development.threshold
         )
         print(f"{'with' if flip else 'without'} the mirror image: {reported}", flush=True)
-        _append(
+        append_row(
             pathlib.Path(given.table),
+            COLUMNS,
             {
                 **results,
                 "model": recipe.model,
@@ -118,16 +119,6 @@ def main() -> None:
                 "hardware": given.hardware,
             },
         )
-
-
-def _append(table: pathlib.Path, row: dict) -> None:
-    table.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not table.exists()
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ kind is added to the CSV file.
 """
 
 import argparse
-import csv
 import pathlib
 import shlex
 import subprocess
@@ -69,6 +68,7 @@ def main() -> None:
     import keras
 
     import keras_hybrid as kh
+    from benchmarks.table import append_row
 
     model = keras.models.load_model(given.model, compile=False)
     size = model.input_shape[1:3]
@@ -88,24 +88,20 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]),
     }
     table = pathlib.Path(given.table)
-    table.parent.mkdir(parents=True, exist_ok=True)
 
     def add(kind: str, result, **more) -> None:
-        is_new = not table.exists()
-        with table.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(
-                {
-                    **common,
-                    "kind": kind,
-                    "accuracy": round(result.accuracy, 5),
-                    "accuracy_std": round(result.accuracy_std, 5),
-                    "auc": round(result.auc, 5),
-                    **more,
-                }
-            )
+        append_row(
+            table,
+            COLUMNS,
+            {
+                **common,
+                "kind": kind,
+                "accuracy": round(result.accuracy, 5),
+                "accuracy_std": round(result.accuracy_std, 5),
+                "auc": round(result.auc, 5),
+                **more,
+            },
+        )
         print(f"{kind:8} {result.accuracy:.2%} ± {result.accuracy_std:.2%} {more}", flush=True)
 
     keras_result = kh.evaluation.evaluate_pairs(model, pairs)

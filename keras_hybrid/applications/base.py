@@ -17,6 +17,10 @@ __all__ = ["embedding_model"]
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
+# Identities of CASIA-WebFace as Face Transformer's authors clean it: what the zoo's face models of
+# that training set have by default.
+CASIA_CLASSES = 10_572
+
 POOLINGS = (None, "avg", "max", "native")
 CLASSIFIERS = ("cosine", "dense")
 

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_hybrid.applications.base import (
+    CASIA_CLASSES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     add_branch,
@@ -46,8 +47,6 @@ __all__ = ["EfficientNet"]
 PAPER = "Tan and Le 2019, arXiv:1905.11946"
 PAPER_V2 = "Tan and Le 2021, arXiv:2104.00298"
 EPSILON = 1e-3
-# Identities of CASIA-WebFace as the Face Transformer's authors clean it.
-CASIA_CLASSES = 10_572
 KINDS = ("mbconv", "fused")
 
 # Kind, kernel size, expansion, channels, repeats, stride of the first: Table 1 of the first paper,

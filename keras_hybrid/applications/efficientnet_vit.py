@@ -23,9 +23,9 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_hybrid.applications.base import build_model, image_input
+from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_input
 from keras_hybrid.applications.efficientnet import B0_STAGES, efficientnet_trunk
-from keras_hybrid.applications.face_transformer import CASIA_CLASSES, face_encoder
+from keras_hybrid.applications.face_transformer import face_encoder
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["EfficientNetViT"]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_hybrid.applications.base import add_branch, build_model, image_input
+from keras_hybrid.applications.base import CASIA_CLASSES, add_branch, build_model, image_input
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.position import LearnedPositionEmbedding
@@ -29,8 +29,6 @@ __all__ = ["FaceTransformer"]
 
 PAPER = "Zhong and Deng 2021, arXiv:2103.14803"
 EPSILON = 1e-5
-# Identities of CASIA-WebFace as the authors clean it.
-CASIA_CLASSES = 10_572
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     transformer_block,
 )
+from keras_hybrid.applications.convolution import conv_norm
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.pooling import SequencePooling
@@ -36,32 +37,19 @@ from keras_hybrid.layers.position import LearnedPositionEmbedding, RelativePosit
 __all__ = ["FaceRecSmall"]
 
 EPSILON = 1e-5
-
-
-def _conv_norm(x, channels: int, kernel_size: int, strides: int, name: str, activation=True):
-    x = keras.layers.Conv2D(
-        channels,
-        kernel_size,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
-    x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"{name}_norm")(x)
-    return keras.layers.ReLU(name=f"{name}_relu")(x) if activation else x
+HE_NORMAL = keras.initializers.HeNormal()
 
 
 def _stem(x, channels: Sequence[int], blocks: Sequence[int]) -> list:
     """Stages of [convolution, max pooling, residual blocks]; returns each stage's output."""
     taps = []
     for i, (width, count) in enumerate(zip(channels, blocks, strict=True)):
-        x = _conv_norm(x, width, 3, 1, f"stem{i}")
+        x = conv_norm(x, width, 3, name=f"stem{i}", initializer=HE_NORMAL, activation="relu")
         x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name=f"stem{i}_pool")(x)
         for j in range(count):
             name = f"stem{i}_block{j}"
-            y = _conv_norm(x, width, 3, 1, f"{name}_a")
-            y = _conv_norm(y, width, 3, 1, f"{name}_b", activation=False)
+            y = conv_norm(x, width, 3, name=f"{name}_a", initializer=HE_NORMAL, activation="relu")
+            y = conv_norm(y, width, 3, name=f"{name}_b", initializer=HE_NORMAL)
             x = keras.layers.Add(name=f"{name}_add")([x, y])
             x = keras.layers.ReLU(name=f"{name}_relu")(x)
         taps.append(x)
@@ -73,7 +61,7 @@ def _tap_tokens(taps: list, conv_dim: int):
     height, width = taps[-1].shape[1:3]
     scales = []
     for i, tap in enumerate(taps):
-        x = _conv_norm(tap, conv_dim, 1, 1, f"tap{i}")
+        x = conv_norm(tap, conv_dim, 1, name=f"tap{i}", initializer=HE_NORMAL, activation="relu")
         stride = tap.shape[1] // height
         if stride > 1:
             x = keras.layers.AveragePooling2D(stride, name=f"tap{i}_pool")(x)

@@ -15,15 +15,13 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_hybrid.applications.base import build_model, image_input
+from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_input
 from keras_hybrid.applications.convolution import EPSILON, MOMENTUM, batch_norm, conv_norm
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["FixedScaleBatchNormalization", "IResNet"]
 
 PAPER = "Deng et al. 2019, arXiv:1801.07698"
-# Identities of CASIA-WebFace, as the zoo's other face models count them.
-CASIA_CLASSES = 10_572
 
 
 @dataclasses.dataclass(frozen=True)

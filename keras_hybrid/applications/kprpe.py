@@ -37,6 +37,7 @@ import numpy as np
 from keras import ops
 
 from keras_hybrid.applications.base import (
+    CASIA_CLASSES,
     add_branch,
     build_model,
     check_patches,
@@ -51,8 +52,6 @@ __all__ = ["KPRPE", "KeypointOffsets", "KeypointRelativeBias"]
 
 PAPER = "Kim et al. 2024, arXiv:2403.14852"
 EPSILON = 1e-5
-# Identities of CASIA-WebFace as the authors of Face Transformer clean it.
-CASIA_CLASSES = 10_572
 # Eyes, nose, mouth corners as (x, y) in pixels of an aligned face of 112 × 112 (ArcFace's).
 ALIGNED_LANDMARKS = (
     (38.2946, 51.6963),

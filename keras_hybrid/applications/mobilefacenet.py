@@ -19,15 +19,19 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_hybrid.applications.base import IMAGENET_MEAN, IMAGENET_STD, build_model, image_input
+from keras_hybrid.applications.base import (
+    CASIA_CLASSES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_model,
+    image_input,
+)
 from keras_hybrid.applications.convolution import batch_norm, conv_norm, inverted_residual
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["MobileFaceNet"]
 
 PAPER = "Chen et al. 2018, arXiv:1804.07573"
-# Identities of CASIA-WebFace, as the zoo's other face models count them.
-CASIA_CLASSES = 10_572
 
 # Expansion, channels, repeats, stride of the first: the paper's Table 1.
 STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
