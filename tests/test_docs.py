@@ -1,13 +1,110 @@
-"""The generated pages say what is now true."""
+"""The pages under docs say what is now true: their figures, their examples, their links."""
 
+import ast
+import functools
 import importlib.util
 import pathlib
+import re
+
+import keras
+import pytest
+
+import keras_hybrid as kh
+from tests.cases import fast_compilation
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+README = ROOT / "README.md"
+FAMILIES = {kh.model_info(name).family for name in kh.list_models()}
+
+# A fence of Python, with the comment before it that says why it cannot run here, if there is one.
+BLOCK = re.compile(r"^(?:<!-- (not executed): .+ -->\n+)?```python\n(.*?)^```$", re.M | re.S)
+FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
+PRINT = re.compile(r"^print\(.*\)  # (.+)$", re.M)
+HEADINGS = (
+    "The architecture",
+    "What is the paper's, what is ours",
+    "Memory and operations of the attention",
+    "Example",
+    "Checkpoints",
+)
+
+
+def path_of(page: pathlib.Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+every_page = pytest.mark.parametrize("page", [README, *PAGES], ids=path_of)
+
+
+@functools.cache
+def blocks(page: pathlib.Path, executed: bool = False) -> list[str]:
+    """Return a page's Python, each block at the lines it has on the page."""
+    text = page.read_text()
+    return [
+        "\n" * text.count("\n", 0, block.start(2)) + block[2]
+        for block in BLOCK.finditer(text)
+        if not (executed and block[1])
+    ]
 
 
 def test_the_page_of_models_is_that_of_the_registry():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate_models.py")
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate_models.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert generate.PAGE.read_text() == generate.page(), "run python docs/generate_models.py"
+
+
+def test_every_family_has_a_page_and_every_page_a_family():
+    assert {page.stem for page in (DOCS / "families").glob("*.md")} == FAMILIES
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_pages_of_families_have_one_shape(family):
+    text = (DOCS / "families" / f"{family}.md").read_text()
+    headings = re.findall(r"^## (.+)$", FENCE.sub("", text), re.M)
+    optional = HEADINGS[2]
+    assert headings == [h for h in HEADINGS if h != optional or optional in headings]
+    assert f"../models.md#{family}" in text
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, executed=True)], ids=path_of)
+def test_examples_run_and_print_what_they_say(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    namespace: dict = {}
+    with fast_compilation():
+        for code in blocks(page, executed=True):
+            exec(compile(code, path_of(page), "exec"), namespace)
+    promised = [said for code in blocks(page, executed=True) for said in PRINT.findall(code)]
+    assert capsys.readouterr().out.splitlines() == promised
+    namespace.clear()
+    keras.utils.clear_session()
+
+
+@every_page
+def test_what_examples_call_exists(page):
+    """Also in blocks that nobody executes, such as README's, which want photographs."""
+    for code in blocks(page):
+        for node in ast.walk(ast.parse(code)):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if re.fullmatch(r"kh(\.\w+)+", name):
+                functools.reduce(getattr, name.split(".")[1:], kh)
+
+
+@every_page
+def test_relative_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text())
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{target} is not there"
+        if anchor:
+            assert anchor in anchors(path), f"{path_of(path)} has no heading #{anchor}"
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """Return the fragments that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.M)
+    texts = (re.sub(r"\[(.+?)\]\(.+?\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
