@@ -23,6 +23,11 @@ PyTorch: the parameters and MACs below; the builder's signature; features, pooli
 as told; a dynamic batch; other image sizes, or an error that names the allowed ones; `fit` in
 float32, mixed_bfloat16 and mixed_float16 (the latter not with JAX on a CPU); `.keras`, JSON and
 weight files, also from one backend to another; LiteRT files with built-in operators only.
+
+No weights come with the package; each page says where the authors publish theirs. Licences given
+there are those of repositories and model cards. Data have terms of their own: timm's README takes
+ImageNet's, non-commercial research, to apply to weights trained on it, and insightface says so of
+its sets of faces.
 """
 
 

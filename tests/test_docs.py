@@ -40,7 +40,7 @@ every_page = pytest.mark.parametrize("page", [README, *PAGES], ids=path_of)
 
 @functools.cache
 def blocks(page: pathlib.Path, executed: bool = False) -> list[str]:
-    """Return a page's Python, each block at the lines it has on the page."""
+    """Return a page's Python, or what of it is executed, each block at its lines on the page."""
     text = page.read_text()
     return [
         "\n" * text.count("\n", 0, block.start(2)) + block[2]
@@ -69,6 +69,10 @@ def test_pages_of_families_have_one_shape(family):
     assert f"../models.md#{family}" in text
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax",
+    reason="minutes: JAX compiles every operation of eager code; two backends are enough",
+)
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, executed=True)], ids=path_of)
 def test_examples_run_and_print_what_they_say(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

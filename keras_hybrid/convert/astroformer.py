@@ -1,4 +1,4 @@
-"""Astroformer: https://github.com/Rishit-dagli/Astroformer (Apache-2.0), with CoAtNet's names."""
+"""Astroformer: https://github.com/Rishit-dagli/Astroformer, built on timm, with CoAtNet's names."""
 
 from keras_hybrid.convert.coatnet import map_weights
 

@@ -1,4 +1,4 @@
-"""Conformer: https://github.com/pengzhiliang/Conformer (Apache-2.0)."""
+"""Conformer: https://github.com/pengzhiliang/Conformer."""
 
 from keras_hybrid.convert.mapping import TorchMapping
 

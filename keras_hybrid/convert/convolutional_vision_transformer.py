@@ -1,4 +1,4 @@
-"""CvT: https://github.com/microsoft/CvT (MIT)."""
+"""CvT: https://github.com/microsoft/CvT."""
 
 from keras_hybrid.convert.mapping import TorchMapping
 

@@ -1,4 +1,7 @@
-"""IResNet: insightface's arcface_torch, https://github.com/deepinsight/insightface (MIT)."""
+"""IResNet: insightface's arcface_torch, https://github.com/deepinsight/insightface.
+
+The code is MIT, the published models are for non-commercial research only.
+"""
 
 import numpy as np
 

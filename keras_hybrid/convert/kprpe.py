@@ -1,4 +1,6 @@
-"""KP-RPE: CVLface, https://github.com/mk-minchul/CVLface (no licence found at commit d3d09c9).
+"""KP-RPE: CVLface, https://github.com/mk-minchul/CVLface.
+
+The code has no licence file at commit d3d09c9; the model cards on huggingface.co/minchul say MIT.
 
 Their aligner is a model of its own: a checkpoint fits ``landmarks="given"`` or a Keras tensor, and
 one of their plain ViT ``landmarks=None``.
