@@ -1,8 +1,8 @@
 """MobileFaceNet, by the names of two implementations.
 
-insightface's arcface_torch: https://github.com/deepinsight/insightface (code MIT, models for
-non-commercial research only), and https://github.com/foamliu/MobileFaceNet (Apache-2.0), which alone
-has a third stem convolution.
+insightface's arcface_torch: https://github.com/deepinsight/insightface (its code is MIT, its models
+are for non-commercial research only), and https://github.com/foamliu/MobileFaceNet (Apache-2.0),
+which alone has a third stem convolution.
 """
 
 from keras_hybrid.convert.mapping import TorchMapping
