@@ -12,7 +12,6 @@ import csv
 import dataclasses
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
@@ -41,10 +40,8 @@ def main() -> None:
 
     from training import train
     from training.recipe import load_recipe
+    from training.report import commit
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     rows = []
     for name, (loss, margin, scale) in LOSSES.items():
         recipe = dataclasses.replace(
@@ -70,7 +67,7 @@ def main() -> None:
                             "seed": given.seed,
                             "backend": given.backend,
                             "hardware": given.hardware,
-                            "commit": commit,
+                            "commit": commit(),
                         }
                     )
     table = pathlib.Path(given.table)

@@ -10,8 +10,6 @@ kind is added to the CSV file.
 
 import argparse
 import pathlib
-import shlex
-import subprocess
 import sys
 import tempfile
 
@@ -69,6 +67,7 @@ def main() -> None:
 
     import keras_hybrid as kh
     from benchmarks.table import append_row
+    from training.report import command, commit
 
     model = keras.models.load_model(given.model, compile=False)
     size = model.input_shape[1:3]
@@ -77,15 +76,12 @@ def main() -> None:
     source = kh.data.open_source(given.calibration, **options)
     rows = np.random.default_rng(0).permutation(len(source))[: given.count]
     images = np.stack([kh.data.files.resize_image(source.read(int(i)), size) for i in rows])
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     common = {
         "model": given.label or model.name,
         "pairs": pathlib.Path(given.pairs).name,
         "calibration": len(images),
-        "commit": commit,
-        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
+        "command": command(),
     }
     table = pathlib.Path(given.table)
 

@@ -65,8 +65,8 @@ def finish(
         "images_per_second": last.get("images_per_second"),
         "loss": last.get("loss"),
         "seed": recipe.seed,
-        "commit": _commit(),
-        "command": _command(),
+        "commit": commit(),
+        "command": command(),
     }
     summary = {
         "Top-1": f"{plain.top1:.1%}",
@@ -128,7 +128,7 @@ def finish(
         tables=tables,
         figures=figures,
         configuration=settings,
-        environment={**evaluation.environment(), "command": _command()},
+        environment={**evaluation.environment(), "command": command()},
     )
     _print_table(tables, report)
     return results
@@ -171,11 +171,13 @@ def _print_table(tables: dict, report: pathlib.Path) -> None:
     print(f"\nReport: {report.resolve()}", flush=True)
 
 
-def _command() -> str:
+def command() -> str:
+    """Return the command line that this process was started with."""
     return shlex.join(["python", *sys.argv])
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Return what git calls the state of this checkout, or None outside one."""
     answer = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=pathlib.Path(__file__).parent,

@@ -50,6 +50,11 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Keras says so when a model is called in another way than it was built for.
 pytestmark = pytest.mark.filterwarnings("error:The structure of `inputs`")
+# What a builder refuses and what a graph holds do not depend on the backend: the quickest to build
+# on speaks for all.
+once = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="the same on every backend: tested on PyTorch"
+)
 every_model = pytest.mark.parametrize("name", MODELS)
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.strip("_*"))
 # CVT and ViT-Lite have CCT's encoder and ViT's tokens, Astroformer CoAtNet's blocks: their mixed
@@ -113,11 +118,13 @@ def test_at_most_three_models_have_limitations_and_each_names_a_promise():
             assert f"test_{promise}" in globals() and reason
 
 
+@once
 @every_model
 def test_every_model_has_a_tiny_relative_to_be_tested_by(name):
     assert family_of(name) is not None, "add a line to tests.cases.SMALL"
 
 
+@once
 @every_model
 def test_the_default_model_is_what_its_facts_say(name):
     info, model = kh.model_info(name), full_size(name)
@@ -131,12 +138,13 @@ def test_the_default_model_is_what_its_facts_say(name):
     assert info.paper
 
 
+@once
 @every_model
 def test_parameters_are_those_registered(name):
     assert full_size(name).count_params() == kh.model_info(name).parameters
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch counts for all backends")
+@once
 @every_model
 def test_multiply_accumulates_are_those_registered(name):
     """Half of PyTorch's floating-point operations: convolutions and matrix products, with top.
@@ -166,6 +174,7 @@ def test_multiply_accumulates_are_those_registered(name):
 # --- building -------------------------------------------------------------------------------------
 
 
+@once
 @every_family
 def test_layers_have_names_that_stay(family):
     # Keras numbers the names it makes up, so they would differ.
@@ -266,6 +275,7 @@ def test_images_may_be_taller_than_wide(family):
     assert np.ptp(output, axis=0).all()
 
 
+@once
 @every_family
 @pytest.mark.parametrize(
     ("shape", "message"),
@@ -285,6 +295,7 @@ def test_an_input_shape_that_is_none_is_refused(family, shape, message):
         small_model(family, input_shape=shape)
 
 
+@once
 @every_family
 def test_an_input_shape_that_does_not_divide_is_refused_with_the_multiple(family):
     if family in ANY_SIZE:
@@ -295,6 +306,7 @@ def test_an_input_shape_that_does_not_divide_is_refused_with_the_multiple(family
             small_model(family, input_shape=shape)
 
 
+@once
 @every_family
 def test_an_input_tensor_that_is_none_or_disagrees_is_refused(family):
     with pytest.raises(ValueError, match="input_tensor must be a Keras tensor"):
@@ -303,6 +315,7 @@ def test_an_input_tensor_that_is_none_or_disagrees_is_refused(family):
         small_model(family, input_tensor=keras.Input((32, 32, 3)))
 
 
+@once
 @every_family
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
@@ -512,6 +525,7 @@ def test_a_keras_file_of_a_trained_model_holds_loss_and_optimizer(family, tmp_pa
         np.testing.assert_array_equal(*(ops.convert_to_numpy(x) for x in (ours, theirs)))
 
 
+@once
 @every_family
 def test_a_json_configuration_gives_the_same_architecture(family):
     model = shared_model(family)

@@ -1,0 +1,384 @@
+"""Local attention in the form that the zoo chose, beside the obvious one: time and memory.
+
+    python benchmarks/attention_forms.py --backend tensorflow
+
+Each comparison runs its two forms in turn, every time in a fresh process, so that both meet the
+same machine and neither profits from the other's memory. Before anything is timed, both forms must
+give the same output for the same weights. One row a comparison is added to the CSV file:
+
+- ``ratio``: how many times faster the zoo's form is (median over the processes). For
+  ``nat_mini/inference`` the other form is Swin-T, and ``ratio`` is Swin-T's time per
+  multiply-accumulate over NAT-Mini's.
+- ``memory_ratio``: how many times more memory the other form takes beyond what the process held
+  before it ran (peak resident memory; unreliable below some tens of megabytes).
+
+Comparisons:
+
+- ``san10_patchwise/train``, ``san10_pairwise/train``: a training step of SAN10. The obvious form
+  unfolds keys and values into k² copies with ``keras.ops.image.extract_patches``, a convolution
+  with an identity kernel.
+- ``neighborhood_attention/inference``: one layer of NAT at 56×56, two heads of 32. The obvious form
+  gathers the k² keys and values of every query.
+- ``nat_mini/inference``: NAT-Mini beside Swin-T.
+- ``biased_attention/inference``: multi-head attention of 196 tokens with an additive bias. The
+  other form is ``keras.ops.dot_product_attention``.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+COLUMNS = (
+    "comparison",
+    "zoo",
+    "other",
+    "ratio",
+    "zoo_milliseconds",
+    "other_milliseconds",
+    "memory_ratio",
+    "zoo_megabytes",
+    "other_megabytes",
+    "batch",
+    "image_size",
+    "backend",
+    "precision",
+    "threads",
+    "hardware",
+    "commit",
+    "command",
+)
+
+
+# --- the forms, each a function () → (function to time, its first output) -------------------------
+
+
+def _san_training(attention: str, unfold: bool, batch: int, size: int):
+    """A training step of SAN10."""
+    import keras
+    import numpy as np
+    from keras import ops
+
+    import keras_hybrid as kh
+    from keras_hybrid.applications import san
+
+    def shifts_by_unfolding(self, x):
+        """The k² copies of the map as one tensor, cut into its places."""
+        padded = san._reflect(x, self.kernel_size // 2)
+        copies = ops.image.extract_patches(padded, self.kernel_size, strides=1, padding="valid")
+        return ops.split(copies, self.kernel_size**2, axis=-1)
+
+    if unfold:
+        san._FootprintAttention._shifts = shifts_by_unfolding
+    keras.utils.set_random_seed(0)
+    model = kh.create_model(f"san10_{attention}", input_shape=(size, size, 3), classes=10)
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (batch, size, size, 3)).astype("float32")
+    labels = random.integers(0, 10, batch)
+    # With the batch's statistics: without them, untrained layers without a softmax overflow.
+    first = ops.convert_to_numpy(model(images, training=True))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return lambda: model.train_on_batch(images, labels), first
+
+
+def _inference(model, shape):
+    import keras
+    import numpy as np
+    from keras import ops
+
+    images = np.random.default_rng(0).uniform(0, 1, shape).astype("float32")
+    # A standard deviation of 0.02 would leave every logit near zero, and any form would agree.
+    random = np.random.default_rng(1)
+    for variable in model.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.assign(random.normal(0, 0.1, variable.shape))
+    run = _compiled(model)
+    tensor = ops.convert_to_tensor(images)
+    first = ops.convert_to_numpy(run(tensor))
+    backend = keras.backend.backend()
+    if backend == "jax":
+        return lambda: run(tensor).block_until_ready(), first
+    return lambda: run(tensor), first
+
+
+def _compiled(model):
+    """The forward pass as a user of each backend would run it for speed."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(lambda x: model(x, training=False))
+    if backend == "jax":
+        import jax
+
+        state = [v.value for v in model.trainable_variables]
+        rest = [v.value for v in model.non_trainable_variables]
+        run = jax.jit(lambda x: model.stateless_call(state, rest, x, training=False)[0])
+        return run
+    import torch
+
+    def run(x):
+        with torch.no_grad():
+            return model(x, training=False)
+
+    return run
+
+
+def _neighborhood(gather: bool, batch: int, size: int):
+    import keras
+    import numpy as np
+    from keras import ops
+
+    from keras_hybrid.applications.nat import NeighborhoodAttention
+
+    class Gathered(NeighborhoodAttention):
+        """The same attention with the keys and values of every query looked up."""
+
+        def call(self, inputs, training=None):
+            _, height, width, channels = inputs.shape
+            kernel, heads = self.kernel_size, self.num_heads
+            depth, tokens, area = channels // heads, height * width, kernel**2
+            rows, columns = (
+                np.clip(np.arange(n) - kernel // 2, 0, n - kernel) for n in (height, width)
+            )
+            near = np.arange(kernel)
+            y = (rows[:, None] + near)[:, None, :, None]
+            x = (columns[:, None] + near)[None, :, None, :]
+            places = (y * width + x).reshape(tokens, area)
+            dy = y - np.arange(height)[:, None, None, None] + kernel - 1
+            dx = x - np.arange(width)[None, :, None, None] + kernel - 1
+            offsets = (dy * (2 * kernel - 1) + dx).reshape(-1)
+            qkv = ops.reshape(self.qkv(inputs), (-1, tokens, 3, heads, depth))
+            query = ops.expand_dims(qkv[:, :, 0], 3) * depth**-0.5
+            key, value = (
+                ops.reshape(
+                    ops.take(qkv[:, :, i], places.reshape(-1), axis=1),
+                    (-1, tokens, area, heads, depth),
+                )
+                for i in (1, 2)
+            )
+            key, value = (ops.transpose(t, (0, 1, 3, 2, 4)) for t in (key, value))
+            logits = ops.matmul(query, ops.transpose(key, (0, 1, 2, 4, 3)))
+            bias = ops.reshape(ops.take(self.table, offsets, axis=0), (tokens, area, heads))
+            logits = logits + ops.expand_dims(ops.transpose(bias, (0, 2, 1)), 2)
+            out = ops.reshape(ops.matmul(ops.softmax(logits), value), (-1, height, width, channels))
+            return self.projection(out)
+
+    layer = (Gathered if gather else NeighborhoodAttention)(2, 7)
+    image = keras.Input((size, size, 64))
+    return _inference(keras.Model(image, layer(image)), (batch, size, size, 64))
+
+
+def _zoo_model(name: str, batch: int, size: int):
+    import keras_hybrid as kh
+
+    run, _ = _inference(kh.create_model(name), (batch, size, size, 3))
+    return run, None
+
+
+def _biased(fused: bool, batch: int, size: int):
+    import keras
+    import numpy as np
+    from keras import ops
+
+    import keras_hybrid as kh
+
+    class Fused(kh.layers.MultiHeadSelfAttention):
+        """The same attention through Keras's own function."""
+
+        def call(self, inputs, attention_bias=None, training=None):
+            shape = (-1, inputs.shape[1], self.num_heads, self._head_dim)
+            query, key, value = (ops.reshape(x, shape) for x in self._query_key_value(inputs))
+            x = ops.dot_product_attention(query, key, value, bias=attention_bias, scale=self._scale)
+            return self.projection(ops.reshape(x, (-1, inputs.shape[1], inputs.shape[2])))
+
+    tokens = (size // 16) ** 2
+    image = keras.Input((tokens, 384))
+    bias = np.random.default_rng(2).normal(size=(1, 6, tokens, tokens)).astype("float32")
+    layer = (Fused if fused else kh.layers.MultiHeadSelfAttention)(6)
+    model = keras.Model(image, layer(image, attention_bias=ops.convert_to_tensor(bias)))
+    return _inference(model, (batch, tokens, 384))
+
+
+# Name → (the zoo's form, the other form, what they are, batch, image size).
+COMPARISONS = {
+    "san10_patchwise/train": (
+        lambda *at: _san_training("patchwise", False, *at),
+        lambda *at: _san_training("patchwise", True, *at),
+        "slices of a padded map",
+        "unfolding through an identity convolution",
+        2,
+        128,
+    ),
+    "san10_pairwise/train": (
+        lambda *at: _san_training("pairwise", False, *at),
+        lambda *at: _san_training("pairwise", True, *at),
+        "slices of a padded map",
+        "unfolding through an identity convolution",
+        2,
+        128,
+    ),
+    "neighborhood_attention/inference": (
+        lambda *at: _neighborhood(False, *at),
+        lambda *at: _neighborhood(True, *at),
+        "tiles with hidden keys",
+        "gathered keys",
+        4,
+        56,
+    ),
+    "nat_mini/inference": (
+        lambda *at: _zoo_model("nat_mini", *at),
+        lambda *at: _zoo_model("swin_tiny", *at),
+        "nat_mini",
+        "swin_tiny",
+        4,
+        224,
+    ),
+    "biased_attention/inference": (
+        lambda *at: _biased(False, *at),
+        lambda *at: _biased(True, *at),
+        "two matrix products",
+        "keras.ops.dot_product_attention",
+        16,
+        224,
+    ),
+}
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def measure(comparison: str, side: int, out: pathlib.Path, steps: int) -> None:
+    """Time one form in this process; write the seconds, the memory and the first output."""
+    import resource
+
+    import numpy as np
+
+    import keras_hybrid  # noqa: F401  (what the process holds before: libraries)
+
+    form, (batch, size) = COMPARISONS[comparison][side], COMPARISONS[comparison][4:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run, first = form(batch, size)
+    run()
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    if first is not None:
+        np.save(out / f"{side}.npy", first)
+    (out / f"{side}.json").write_text(json.dumps({"seconds": seconds, "megabytes": peak}))
+
+
+def compare(comparison: str, given: argparse.Namespace) -> dict:
+    """Run both forms in turn and return the row of the table."""
+    import tempfile
+
+    import numpy as np
+
+    import keras_hybrid as kh
+
+    *_, zoo, other, batch, size = COMPARISONS[comparison]
+    seconds, megabytes = ([], []), ([], [])
+    options = ["--backend", given.backend, "--steps", str(given.steps)]
+    options += ["--threads", str(given.threads)]
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder)
+        for _ in range(given.repeats):
+            for side in (0, 1):
+                subprocess.run(
+                    [
+                        sys.executable,
+                        __file__,
+                        "--measure",
+                        comparison,
+                        str(side),
+                        folder,
+                        "--steps",
+                        str(given.steps),
+                        "--threads",
+                        str(given.threads),
+                        "--backend",
+                        given.backend,
+                    ],
+                    check=True,
+                )
+                found = json.loads((out / f"{side}.json").read_text())
+                seconds[side].append(statistics.median(found["seconds"]))
+                megabytes[side].append(found["megabytes"])
+        if (out / "0.npy").exists():
+            ours, theirs = (np.load(out / f"{side}.npy") for side in (0, 1))
+            error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+            if not error <= 1e-4:
+                raise RuntimeError(f"{comparison}: the forms differ by a relative {error:.1e}.")
+    ours, theirs = (statistics.median(x) for x in seconds)
+    scale = 1.0
+    if zoo in kh.list_models():  # two models: their times per multiply-accumulate
+        scale = kh.model_info(zoo).macs / kh.model_info(other).macs
+    memory = [statistics.median(x) for x in megabytes]
+    return {
+        "comparison": comparison,
+        "zoo": zoo,
+        "other": other,
+        "ratio": round(theirs / ours * scale, 2),
+        "zoo_milliseconds": round(ours * 1e3, 1),
+        "other_milliseconds": round(theirs * 1e3, 1),
+        "memory_ratio": round(memory[1] / max(memory[0], 1e-9), 2),
+        "zoo_megabytes": round(memory[0]),
+        "other_megabytes": round(memory[1]),
+        "batch": batch,
+        "image_size": size,
+    }
+
+
+def main() -> None:
+    """Measure the comparisons asked for and add them to the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
+    parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps in a process")
+    parser.add_argument("--repeats", type=int, default=3, help="processes for each form")
+    parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
+    parser.add_argument("--table", default=str(ROOT / "benchmarks/results/attention_forms.csv"))
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    os.environ["KERAS_BACKEND"] = given.backend
+    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ[variable] = str(given.threads)
+    if given.measure:
+        comparison, side, folder = given.measure
+        measure(comparison, int(side), pathlib.Path(folder), given.steps)
+        return
+
+    from benchmarks.table import append_row
+    from training.report import command, commit
+
+    for comparison in given.only:
+        row = compare(comparison, given) | {
+            "backend": given.backend,
+            "precision": "float32",
+            "threads": given.threads,
+            "hardware": given.hardware,
+            "commit": commit(),
+            "command": command(),
+        }
+        print(row, flush=True)
+        append_row(pathlib.Path(given.table), COLUMNS, row)
+
+
+if __name__ == "__main__":
+    main()
