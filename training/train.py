@@ -18,8 +18,8 @@ from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, wi
 
 LOG = logging.getLogger("training")
 
-# Parts of variable paths. Muon is for the matrices of blocks; classifiers, tables and pooling keep
-# AdamW, as does every weight that is not a matrix (Keras itself leaves out embeddings).
+# Parts of variable paths. Muon is for the matrices of blocks and the embedding's projection;
+# classifiers, tables and pooling keep AdamW, as does every weight that is not a matrix.
 NOT_ORTHOGONALISED = ["predictions", "pooling", "position", "convolutional_attention"]
 
 
@@ -133,6 +133,7 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
             adam_lr_ratio=share,
             adam_weight_decay=recipe.weight_decay * share,
             exclude_layers=NOT_ORTHOGONALISED,
+            exclude_embeddings=False,  # Keras means tables; ours is the projection of a face
             **common,
         )
     if recipe.optimizer == "sgd":

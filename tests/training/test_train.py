@@ -148,9 +148,11 @@ def test_weight_decay_spares_vectors_and_positions():
     assert any(path.endswith("block0_attention/qkv/kernel") for path in decayed)
 
 
-def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest():
+def test_muon_takes_the_matrices_of_blocks_and_the_embedding_and_adamw_the_rest():
+    block = r"block\d+_(attention/(qkv|projection)|mlp_dense[12])"
     recipe = dataclasses.replace(
         TINY,
+        model_arguments={**TINY.model_arguments, "embedding_dim": 8},
         optimizer="muon",
         schedule="constant",
         learning_rate=1e-3,
@@ -165,7 +167,7 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest():
     assert matrices == {
         v.path
         for v in model.trainable_variables
-        if re.fullmatch(r"block\d+_(attention/(qkv|projection)|mlp_dense[12])/kernel", v.path)
+        if re.fullmatch(rf"({block}|embedding_projection)/kernel", v.path)
     }
     rate = float(optimizer.learning_rate)
     assert rate == pytest.approx(4e-3)
