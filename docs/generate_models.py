@@ -20,9 +20,10 @@ equal the original authors' code to a relative 1e-5 on the same weights and inpu
 
 `tests/applications/test_registry.py` holds every family to the same promises on TensorFlow, JAX and
 PyTorch: the parameters and MACs below; the builder's signature; features, poolings and classifiers
-as told; a dynamic batch; other image sizes, or an error that names the allowed ones; `fit` in
-float32, mixed_bfloat16 and mixed_float16 (the latter not with JAX on a CPU); `.keras`, JSON and
-weight files, also from one backend to another; LiteRT files with built-in operators only.
+as told; a dynamic batch; other image sizes, or an error that names the allowed ones; feature maps
+of every resolution (`kh.feature_model`); `fit` in float32, mixed_bfloat16 and mixed_float16 (the
+latter not with JAX on a CPU); `.keras`, JSON and weight files, also from one backend to another;
+LiteRT files with built-in operators only.
 
 No weights come with the package; each page says where the authors publish theirs. Licences given
 there are those of repositories and model cards. Data have terms of their own: timm's README takes

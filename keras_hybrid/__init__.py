@@ -8,6 +8,7 @@ import importlib
 
 from keras_hybrid import applications, layers, losses, metrics
 from keras_hybrid._version import __version__
+from keras_hybrid.applications.features import feature_model
 from keras_hybrid.applications.registry import create_model, list_models, model_info
 
 _LAZY = ("convert", "data", "evaluation", "explain", "export")
@@ -16,6 +17,7 @@ __all__ = [
     "__version__",
     "applications",
     "create_model",
+    "feature_model",
     "layers",
     "list_models",
     "losses",

@@ -222,6 +222,8 @@ ATTENTION_LAYERS = {
     "nat_*": 0,
     "swin_*": 3,
 }
+# Further layers that the head of a tiny model reads.
+READ_BESIDE_THE_LAST_MAP = {"conformer_*": ("norm",), "resnet50_fct*": ("stride01",)}
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

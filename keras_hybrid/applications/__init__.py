@@ -14,6 +14,7 @@ from keras_hybrid.applications.efficientnet_vit import EfficientNetViT
 from keras_hybrid.applications.face_transformer import FaceTransformer
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
+from keras_hybrid.applications.features import feature_model
 from keras_hybrid.applications.iresnet import IResNet
 from keras_hybrid.applications.kprpe import KPRPE
 from keras_hybrid.applications.margin_model import MarginModel
@@ -60,6 +61,7 @@ __all__ = [
     "ViTTi16",
     "create_model",
     "embedding_model",
+    "feature_model",
     "list_models",
     "model_info",
 ]

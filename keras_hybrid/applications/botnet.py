@@ -21,8 +21,10 @@ import keras
 from keras import ops
 
 from keras_hybrid.applications.base import build_model
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import (
+    STEMS,
     bottleneck,
     check_stages,
     normalization,
@@ -219,7 +221,7 @@ def BoTNet(
         weights: ``None``, or the path of a .weights.h5 or .keras file.
         input_tensor: Optional Keras tensor to build on.
         input_shape: (height, width, channels); default (224, 224, 3), or (32, 32, 3) for the CIFAR
-            stem. Weights belong to one size: the position tables grow with the map.
+            stem. The position tables grow with the map; ``transfer_weights`` interpolates them.
         pooling: Without top: ``None`` for the last map (batch, height, width, channels), ``"avg"``
             or ``"max"`` over it, ``"native"`` for the average, which the classifier sees.
         classes: Number of classes.
@@ -250,8 +252,12 @@ def BoTNet(
         raise ValueError(f"last_stride must be 1 or 2, got {last_stride}.")
     inputs, x = stem_input(input_tensor, input_shape, stem, include_preprocessing)
     x = stem_layers(x, stem, stem_channels)
+    stride = STEMS[stem]
     if len(depths) > 1:
-        x = residual_stages(x, depths[:-1], widths[:-1])[-1]
+        x = residual_stages(x, depths[:-1], widths[:-1], stride)[-1]
+        stride *= 2 ** (len(depths) - 2)
+    if last_stride > 1:
+        x = endpoint(x, stride)
     for i in range(depths[-1]):
         x = attention_bottleneck(
             x,
@@ -261,6 +267,7 @@ def BoTNet(
             scale_position=scale_position,
             name=f"stage{len(depths)}_block{i}",
         )
+    x = endpoint(x, stride * last_stride)
     return build_model(
         inputs,
         x,

@@ -22,6 +22,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     mlp,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.pooling import SequencePooling
@@ -82,9 +83,15 @@ VARIANTS = {
 
 
 def convolutional_tokenizer(x, dim: int, kernel_size: int, num_convolutions: int):
-    """Apply n × [convolution, ReLU, max pooling 3×3 stride 2], widths 64 … dim, without bias."""
+    """Apply n × [convolution, ReLU, max pooling 3×3 stride 2], widths 64 … dim, without bias.
+
+    Returns the map and its stride.
+    """
     stride, padding = max(1, kernel_size // 2 - 1), max(1, kernel_size // 2)
+    total_stride = 1
     for i in range(num_convolutions):
+        if i:
+            x = endpoint(x, total_stride)
         x = keras.layers.ZeroPadding2D(padding, name=f"tokenizer{i}_padding")(x)
         x = keras.layers.Conv2D(
             dim if i == num_convolutions - 1 else 64,
@@ -98,7 +105,8 @@ def convolutional_tokenizer(x, dim: int, kernel_size: int, num_convolutions: int
         # After a ReLU padding with zeros equals padding with minus infinity.
         x = keras.layers.ZeroPadding2D(1, name=f"tokenizer{i}_pool_padding")(x)
         x = keras.layers.MaxPooling2D(3, strides=2, name=f"tokenizer{i}_pool")(x)
-    return x
+        total_stride *= 2 * stride
+    return x, total_stride
 
 
 def compact_block(x, *, num_heads, mlp_width, dropout, attention_dropout, drop_path, name):
@@ -121,6 +129,7 @@ def _compact(
     inputs,
     x,
     *,
+    stride,
     class_token,
     dim,
     depth,
@@ -131,6 +140,7 @@ def _compact(
     drop_path,
     **head,
 ) -> keras.Model:
+    grid_size = x.shape[1:3]
     x = keras.layers.Reshape((-1, dim), name="tokens")(x)
     if class_token:
         x = ClassToken(initializer="zeros", name="class_token")(x)
@@ -150,6 +160,7 @@ def _compact(
             name=f"block{i}",
         )
     x = keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+    x = endpoint(x, stride, grid_size)
     if class_token:
         return build_model(inputs, x, lambda: x[:, 0], **head)
     return build_model(inputs, x, lambda: SequencePooling(name="sequence_pooling")(x), **head)
@@ -227,10 +238,11 @@ def CCT(
         include_preprocessing=include_preprocessing,
         **_normalisation(max(shape[:2])),
     )
-    x = convolutional_tokenizer(x, dim, kernel_size, num_convolutions)
+    x, stride = convolutional_tokenizer(x, dim, kernel_size, num_convolutions)
     return _compact(
         inputs,
         x,
+        stride=stride,
         class_token=False,
         dim=dim,
         depth=depth,
@@ -321,6 +333,7 @@ def ViTLite(
     return _compact(
         inputs,
         x,
+        stride=patch_size,
         class_token=class_token,
         dim=dim,
         depth=depth,

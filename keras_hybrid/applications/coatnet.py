@@ -25,6 +25,7 @@ from keras_hybrid.applications.base import (
     mlp,
 )
 from keras_hybrid.applications.convolution import squeeze_excitation
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.position import RelativePositionBias
@@ -234,6 +235,7 @@ def CoAtNet(
     x = _convolution(x, stem_width, kernel_size=3, name="stem_conv2")
     rates = iter(linear_drop_path(drop_path, sum(depths)))
     for stage, (kind, dim, depth) in enumerate(zip(stages, dims, depths, strict=True)):
+        x = endpoint(x, 2 ** (stage + 1))
         for i in range(depth):
             common = {
                 "stride": 2 if i == 0 else 1,
@@ -253,6 +255,7 @@ def CoAtNet(
                     epsilon=epsilon,
                     **common,
                 )
+    x = endpoint(x, 2 ** (len(stages) + 1))
 
     def pooled():
         y = keras.layers.GlobalAveragePooling2D(name="pool")(x)

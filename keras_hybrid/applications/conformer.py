@@ -31,6 +31,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     transformer_block,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.tokens import ClassToken
 
@@ -322,7 +323,7 @@ def Conformer(
     grid_size = tuple(n // patch_size for n in x.shape[1:3])
     x = _conv(x, stem_channels, 7, 2, "stem_conv", padding=3)
     x = _batch_norm(x, OUTER_EPSILON, "stem_norm")
-    x = keras.layers.ReLU(name="stem_relu")(x)
+    x = endpoint(keras.layers.ReLU(name="stem_relu")(x), 2)
     # After a ReLU padding with zeros equals padding with minus infinity.
     x = keras.layers.ZeroPadding2D(1, name="stem_pool_padding")(x)
     x = keras.layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
@@ -332,6 +333,7 @@ def Conformer(
     tokens = keras.layers.Reshape((-1, dim), name="tokens")(tokens)
     tokens = ClassToken(name="class_token")(tokens)
 
+    stride = 4
     rates = linear_drop_path(drop_path, sum(depths))
     for stage, (channels, depth) in enumerate(zip(stage_channels, depths, strict=True)):
         for i in range(depth):
@@ -339,6 +341,9 @@ def Conformer(
             prefix = f"block{index}"
             strides = 2 if stage and i == 0 else 1
             ratio //= strides
+            if strides > 1:
+                x = endpoint(x, stride)
+                stride *= 2
             x, hidden = bottleneck(
                 x,
                 channels,
@@ -362,6 +367,9 @@ def Conformer(
             )
             if index:
                 is_last = index == len(rates) - 1
+                if is_last:
+                    x = endpoint(x, stride)
+                    stride *= 2
                 coupling = couple_up(
                     tokens, grid_size, channels // 4, ratio, epsilon=epsilon, name=f"{prefix}_up"
                 )
@@ -375,6 +383,7 @@ def Conformer(
                     name=f"{prefix}_fusion",
                 )
     tokens = keras.layers.LayerNormalization(epsilon=OUTER_EPSILON, name="norm")(tokens)
+    x = endpoint(x, stride)
     features = join(x, tokens, grid_size)
     # A projection mixes the two parts, which leaves one head.
     is_split = embedding_dim is None

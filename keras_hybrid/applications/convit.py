@@ -29,6 +29,7 @@ from keras_hybrid.applications.base import (
     mlp,
     transformer_block,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.position import LearnedPositionEmbedding
@@ -291,6 +292,7 @@ def ConViT(
     for i, rate in enumerate(rates[gated:], start=gated):
         x = transformer_block(x, drop_path=rate, name=f"block{i}", **arguments)
     x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
+    x = endpoint(x, patch_size, grid_size)
     return build_model(
         inputs,
         x,

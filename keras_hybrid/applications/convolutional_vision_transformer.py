@@ -29,6 +29,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     mlp,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.convolutional_projection import ConvolutionalProjectionAttention
 from keras_hybrid.layers.tokens import ClassToken
@@ -176,6 +177,7 @@ def convolutional_stages(
                 f"{argument} must have one number for each stage, as many as dims={dims}; got "
                 f"{values}."
             )
+    stride = 1
     for stage, dim in enumerate(dims):
         is_last = stage == len(dims) - 1
         prefix = f"stage{stage}"
@@ -191,6 +193,7 @@ def convolutional_stages(
             x = after_embedding(x, f"{prefix}_embedding")
         x = keras.layers.LayerNormalization(epsilon=epsilon, name=f"{prefix}_embedding_norm")(x)
         grid_size = x.shape[1:3]
+        stride *= patch_strides[stage]
         x = keras.layers.Reshape((-1, dim), name=f"{prefix}_tokens")(x)
         if is_last:
             x = ClassToken(name="class_token")(x)
@@ -214,7 +217,10 @@ def convolutional_stages(
             )
         if not is_last:
             x = keras.layers.Reshape((*grid_size, dim), name=f"{prefix}_map")(x)
-    return keras.layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
+            if patch_strides[stage + 1] > 1:
+                x = endpoint(x, stride)
+    x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
+    return endpoint(x, stride, grid_size)
 
 
 def CvT(

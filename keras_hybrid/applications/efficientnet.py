@@ -40,6 +40,7 @@ from keras_hybrid.applications.base import (
     image_input,
 )
 from keras_hybrid.applications.convolution import squeeze_excitation
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["EfficientNet"]
@@ -216,7 +217,7 @@ def efficientnet_trunk(
     momentum: float,
     drop_path: float,
 ):
-    """Stem and stages.
+    """Stem and stages; returns the last map and its stride.
 
     Args:
         x: Images, shape (batch, height, width, channels).
@@ -243,11 +244,15 @@ def efficientnet_trunk(
         momentum=momentum,
         name="stem",
     )
+    total_stride = 2
     number, count = 0, sum(stage[4] for stage in stages)
     for stage, (kind, kernel_size, expansion, channels, repeats, stride) in enumerate(stages, 1):
         for i in range(repeats):
             name = f"block{stage}{chr(ord('a') + i)}"
             strides = stride if i == 0 else 1
+            if strides > 1:
+                x = endpoint(x, total_stride)
+                total_stride *= strides
             arguments = {"expansion": expansion, "strides": strides, "name": name, **common}
             if kind == "fused":
                 y = fused_bottleneck(x, channels, kernel_size, **arguments)
@@ -258,7 +263,7 @@ def efficientnet_trunk(
                 y = add_branch(x, y, drop_path * number / count, name)
             x = y
             number += 1
-    return x
+    return x, total_stride
 
 
 def EfficientNet(
@@ -334,7 +339,7 @@ def EfficientNet(
         mean=pixel_mean,
         std=pixel_std,
     )
-    x = efficientnet_trunk(
+    x, stride = efficientnet_trunk(
         x,
         stem_channels=stem_channels,
         stages=stages,
@@ -345,6 +350,7 @@ def EfficientNet(
         drop_path=drop_path,
     )
     x = conv_bn(x, head_channels, 1, activation=activation, momentum=momentum, name="top")
+    x = endpoint(x, stride)
 
     def pooled():
         y = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)

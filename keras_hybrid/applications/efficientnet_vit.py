@@ -26,6 +26,7 @@ import keras
 from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_input
 from keras_hybrid.applications.efficientnet import B0_STAGES, efficientnet_trunk
 from keras_hybrid.applications.face_transformer import face_encoder
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["EfficientNetViT"]
@@ -153,7 +154,7 @@ def EfficientNetViT(
         std=pixel_std,
     )
     _check_size(x, stages, patch_size)
-    x = efficientnet_trunk(
+    x, stride = efficientnet_trunk(
         x,
         stem_channels=stem_channels,
         stages=stages,
@@ -163,10 +164,13 @@ def EfficientNetViT(
         momentum=momentum,
         drop_path=drop_path,
     )
+    if patch_size > 1:
+        x = endpoint(x, stride)
     x = face_encoder(
         x,
         patch_size=patch_size,
         patch_stride=patch_size,
+        stride=stride * patch_size,
         dim=dim,
         depth=depth,
         num_heads=num_heads,

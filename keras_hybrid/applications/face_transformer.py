@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_hybrid.applications.base import CASIA_CLASSES, add_branch, build_model, image_input
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.position import LearnedPositionEmbedding
@@ -92,6 +93,7 @@ def face_encoder(
     *,
     patch_size: int,
     patch_stride: int,
+    stride: int,
     dim: int,
     depth: int,
     num_heads: int,
@@ -100,7 +102,10 @@ def face_encoder(
     embedding_dropout: float,
     dropout: float,
 ):
-    """Turn an image or a map into normalised tokens (batch, 1 + patches, dim), class first."""
+    """Turn an image or a map into normalised tokens (batch, 1 + patches, dim), class first.
+
+    ``patch_stride`` is counted in places of ``x``, ``stride`` in pixels of the image.
+    """
     fan_in = patch_size**2 * x.shape[-1]
     x = keras.layers.Conv2D(
         dim,
@@ -111,6 +116,7 @@ def face_encoder(
         bias_initializer=_uniform(fan_in),
         name="patch_embedding",
     )(x)
+    grid_size = x.shape[1:3]
     x = keras.layers.Reshape((-1, dim), name="tokens")(x)
     x = ClassToken(keras.initializers.RandomNormal(stddev=1.0), name="class_token")(x)
     x = LearnedPositionEmbedding(
@@ -127,7 +133,8 @@ def face_encoder(
             dropout=dropout,
             name=f"block{i}",
         )
-    return keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+    x = keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+    return endpoint(x, stride, grid_size)
 
 
 def FaceTransformer(
@@ -213,6 +220,7 @@ def FaceTransformer(
         x,
         patch_size=patch_size,
         patch_stride=patch_stride,
+        stride=patch_stride,
         dim=dim,
         depth=depth,
         num_heads=num_heads,

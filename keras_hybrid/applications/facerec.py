@@ -30,6 +30,7 @@ from keras_hybrid.applications.base import (
     image_input,
     transformer_block,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.pooling import SequencePooling
@@ -189,6 +190,7 @@ def FaceRec(
         input_tensor, input_shape, (256, 256, 3), include_preprocessing=include_preprocessing
     )
     check_patches(x, patch_size)
+    grid_size = (x.shape[1] // patch_size, x.shape[2] // patch_size)
     patches = ImageToPatches(patch_size, name="patches")(x)
     logits = None
     if convolutional_attention:
@@ -217,6 +219,7 @@ def FaceRec(
             name=f"block{i}",
         )
     x = keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+    x = endpoint(x, patch_size, grid_size)
     return build_model(
         inputs,
         x,

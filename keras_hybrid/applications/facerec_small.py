@@ -29,6 +29,7 @@ from keras_hybrid.applications.base import (
     transformer_block,
 )
 from keras_hybrid.applications.convolution import conv_norm
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.pooling import SequencePooling
@@ -52,6 +53,8 @@ def _stem(x, channels: Sequence[int], blocks: Sequence[int]) -> list:
             y = conv_norm(y, width, 3, name=f"{name}_b", initializer=HE_NORMAL)
             x = keras.layers.Add(name=f"{name}_add")([x, y])
             x = keras.layers.ReLU(name=f"{name}_relu")(x)
+        if i + 1 < len(channels):
+            x = endpoint(x, 2 ** (i + 1))
         taps.append(x)
     return taps
 
@@ -206,6 +209,7 @@ def FaceRecSmall(
             name=f"block{i}",
         )
     x = keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+    x = endpoint(x, stride, grid)
 
     def pooled():
         vector = SequencePooling(name="sequence_pooling")(x)

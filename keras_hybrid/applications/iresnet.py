@@ -17,6 +17,7 @@ import keras
 
 from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_input
 from keras_hybrid.applications.convolution import EPSILON, MOMENTUM, batch_norm, conv_norm
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["FixedScaleBatchNormalization", "IResNet"]
@@ -150,11 +151,12 @@ def IResNet(
     )
     x = conv_norm(x, stem_channels, 3, activation="prelu", initializer=_initializer(), name="stem")
     for stage, (filters, depth) in enumerate(zip(channels, depths, strict=True)):
+        x = endpoint(x, 2**stage)
         for i in range(depth):
             x = improved_block(
                 x, filters, strides=2 if i == 0 else 1, name=f"stage{stage}_block{i}"
             )
-    x = batch_norm(x, "norm")
+    x = endpoint(batch_norm(x, "norm"), 2 ** len(depths))
     return build_model(
         inputs,
         x,

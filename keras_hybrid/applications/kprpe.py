@@ -44,6 +44,7 @@ from keras_hybrid.applications.base import (
     image_input,
     linear_drop_path,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.position import LearnedPositionEmbedding
@@ -432,6 +433,7 @@ def KPRPE(
             name=f"block{i}",
         )
     x = keras.layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
+    x = endpoint(x, patch_size, grid_size)
 
     def embedding():
         y = keras.layers.Flatten(name="flatten")(x)

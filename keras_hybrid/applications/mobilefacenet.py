@@ -27,6 +27,7 @@ from keras_hybrid.applications.base import (
     image_input,
 )
 from keras_hybrid.applications.convolution import batch_norm, conv_norm, inverted_residual
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["MobileFaceNet"]
@@ -180,10 +181,15 @@ def MobileFaceNet(
         for expansion, channels, repeats, stride in stages
         for i in range(repeats)
     ]
+    total_stride = 2
     for i, (expansion, channels, stride) in enumerate(blocks):
+        if stride > 1:
+            x = endpoint(x, total_stride)
+            total_stride *= stride
         hidden = x.shape[-1] * expansion
         x = inverted_residual(x, hidden, channels, strides=stride, name=f"block{i}", **common)
     x = conv_norm(x, head_channels, 1, name="head", **common)
+    x = endpoint(x, total_stride)
     return build_model(
         inputs,
         x,

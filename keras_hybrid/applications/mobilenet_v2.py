@@ -12,6 +12,7 @@ import keras
 
 from keras_hybrid.applications.base import IMAGENET_MEAN, IMAGENET_STD, build_model, image_input
 from keras_hybrid.applications.convolution import conv_norm, inverted_residual
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["MobileNetV2"]
@@ -103,7 +104,11 @@ def MobileNetV2(
     )
     common = {"initializer": _initializer(), "activation": "relu6"}
     x = conv_norm(x, _rounded(stem_channels * width), 3, strides=2, name="stem", **common)
+    total_stride = 2
     for stage, (expansion, channels, repeats, stride) in enumerate(stages):
+        if stride > 1:
+            x = endpoint(x, total_stride)
+            total_stride *= stride
         for i in range(repeats):
             x = inverted_residual(
                 x,
@@ -114,6 +119,7 @@ def MobileNetV2(
                 **common,
             )
     x = conv_norm(x, _rounded(head_channels * max(1.0, width)), 1, name="head", **common)
+    x = endpoint(x, total_stride)
 
     def pooled():
         y = keras.layers.GlobalAveragePooling2D(name="average_pooling")(x)

@@ -31,6 +31,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     mlp,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.windows import merge_windows, partition_windows
 
@@ -420,6 +421,7 @@ def NAT(
     rates = iter(linear_drop_path(drop_path, sum(depths)))
     for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
         if stage:
+            x = endpoint(x, 4 * 2 ** (stage - 1))
             x = _halve(x, 2 * x.shape[-1], f"stage{stage}_downsampling", use_bias=False)
             x = keras.layers.LayerNormalization(
                 epsilon=epsilon, name=f"stage{stage}_downsampling_norm"
@@ -439,6 +441,7 @@ def NAT(
                 name=f"stage{stage}_block{i}",
             )
     x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
+    x = endpoint(x, 4 * 2 ** (len(depths) - 1))
     return build_model(
         inputs,
         x,

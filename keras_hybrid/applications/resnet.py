@@ -21,13 +21,14 @@ from keras_hybrid.applications.base import (
     image_input,
 )
 from keras_hybrid.applications.convolution import squeeze_excitation
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["ResNet"]
 
 PAPER = "He et al. 2016, arXiv:1512.03385"
 SE_PAPER = "Hu et al. 2018, arXiv:1709.01507"
-STEMS = ("imagenet", "cifar")
+STEMS = {"imagenet": 4, "cifar": 1}  # and the stride of the map that each hands on
 EXPANSION = 4  # output channels of a bottleneck over its width
 # pytorch-cifar's statistics of CIFAR-10, in units of [0, 255].
 CIFAR_MEAN = (0.4914 * 255, 0.4822 * 255, 0.4465 * 255)
@@ -132,7 +133,7 @@ def stem_layers(x, stem: str, channels: int, ceil_pooling: bool = False):
         x = convolution(x, channels, 3, name="stem_conv")
         return keras.layers.ReLU(name="stem_relu")(x)
     x = convolution(x, channels, 7, strides=2, name="stem_conv")
-    x = keras.layers.ReLU(name="stem_relu")(x)
+    x = endpoint(keras.layers.ReLU(name="stem_relu")(x), 2)
     # After a ReLU padding with zeros equals padding with minus infinity.
     padding = tuple((0, 1 - n % 2) for n in x.shape[1:3]) if ceil_pooling else 1
     x = keras.layers.ZeroPadding2D(padding, name="stem_pool_padding")(x)
@@ -140,14 +141,22 @@ def stem_layers(x, stem: str, channels: int, ceil_pooling: bool = False):
 
 
 def residual_stages(
-    x, depths: Sequence[int], widths: Sequence[int], block: Callable = bottleneck, **options
+    x,
+    depths: Sequence[int],
+    widths: Sequence[int],
+    stride: int,
+    block: Callable = bottleneck,
+    **options,
 ):
     """Stages of bottlenecks, all but the first beginning with a stride of 2.
+
+    Each map but the last is marked as an endpoint.
 
     Args:
         x: Map, shape (batch, height, width, channels).
         depths: Blocks of each stage.
         widths: Width of each stage's bottlenecks.
+        stride: Of ``x``, in pixels of the image.
         block: `bottleneck`, or a function with its arguments.
         **options: Further arguments of ``block``.
 
@@ -160,6 +169,8 @@ def residual_stages(
             strides = 2 if i == 0 and stage > 1 else 1
             name = f"stage{stage}_block{i}"
             x = block(x, width, strides=strides, name=name, **options)
+        if stage < len(depths):
+            x = endpoint(x, stride * 2 ** (stage - 1))
         maps.append(x)
     return maps
 
@@ -167,7 +178,7 @@ def residual_stages(
 def check_stages(stem: str, depths: Sequence[int], widths: Sequence[int]) -> None:
     """Raise ValueError unless the stem is known and every stage has a depth and a width."""
     if stem not in STEMS:
-        raise ValueError(f"stem must be one of {STEMS}, got {stem!r}.")
+        raise ValueError(f"stem must be one of {tuple(STEMS)}, got {stem!r}.")
     if len(depths) != len(widths) or not depths or min(depths) < 1:
         raise ValueError(
             "depths and widths must have one positive integer for each stage, got "
@@ -251,9 +262,11 @@ def ResNet(
         x,
         depths,
         widths,
+        STEMS[stem],
         stride_in_first=stride_in_first,
         squeeze_reduction=squeeze_reduction,
     )[-1]
+    x = endpoint(x, STEMS[stem] * 2 ** (len(depths) - 1))
     return build_model(
         inputs,
         x,

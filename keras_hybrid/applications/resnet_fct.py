@@ -21,8 +21,10 @@ import keras
 from keras import ops
 
 from keras_hybrid.applications.base import build_model
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import (
+    STEMS,
     check_stages,
     residual_stages,
     stem_input,
@@ -159,7 +161,8 @@ def ResNetFCT(
         raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}.")
     inputs, x = stem_input(input_tensor, input_shape, stem, include_preprocessing)
     x = stem_layers(x, stem, stem_channels)
-    maps = residual_stages(x, depths, widths)
+    maps = residual_stages(x, depths, widths, STEMS[stem])
+    maps[-1] = endpoint(maps[-1], STEMS[stem] * 2 ** (len(depths) - 1))
     descriptor = keras.layers.GlobalAveragePooling2D(name="descriptor")(maps[-1])
     tokens = []
     for i, tap in enumerate(taps):

@@ -25,6 +25,7 @@ from keras_hybrid.applications.base import (
     build_model,
     image_input,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["SAN", "PairwiseAttention", "PatchwiseAttention"]
@@ -481,10 +482,13 @@ def SAN(
     )
     x = _linear(x, stem_channels, False, "stem_conv")
     x = _norm_relu(x, "stem")
+    stride = 1
     stages = zip(depths, widths, kernel_sizes, strict=True)
     for stage, (depth, width, kernel_size) in enumerate(stages):
         if transitions:
             if max_pooling:
+                x = endpoint(x, stride)
+                stride *= 2
                 x = keras.layers.MaxPooling2D(2, name=f"stage{stage}_pool")(x)
             x = _linear(x, width, False, f"stage{stage}_conv")
         for i in range(depth):
@@ -503,6 +507,7 @@ def SAN(
             x = _norm_relu(x, f"stage{stage}")
     if final_relu and not transitions:
         x = keras.layers.ReLU(name="final_relu")(x)
+    x = endpoint(x, stride)
     return build_model(
         inputs,
         x,

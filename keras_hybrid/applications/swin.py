@@ -26,6 +26,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     mlp,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.position import RelativePositionBias
@@ -402,6 +403,7 @@ def Swin(
     rates = iter(linear_drop_path(drop_path, sum(depths)))
     for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
         if stage:
+            x = endpoint(x, patch_size * 2 ** (stage - 1))
             x = PatchMerging(epsilon, name=f"stage{stage}_merging")(x)
         for i in range(depth):
             x = swin_block(
@@ -418,6 +420,7 @@ def Swin(
                 name=f"stage{stage}_block{i}",
             )
     x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
+    x = endpoint(x, patch_size * 2 ** (len(depths) - 1))
     return build_model(
         inputs,
         x,

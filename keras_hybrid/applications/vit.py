@@ -16,6 +16,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     transformer_block,
 )
+from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 from keras_hybrid.layers.tokens import ClassToken
@@ -113,6 +114,7 @@ def ViT(
         kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
         name="patch_embedding",
     )(x)
+    grid_size = x.shape[1:3]
     x = keras.layers.Reshape((-1, dim), name="tokens")(x)
     x = ClassToken(name="class_token")(x)
     x = LearnedPositionEmbedding(name="position_embedding")(x)
@@ -131,6 +133,7 @@ def ViT(
             name=f"block{i}",
         )
     x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
+    x = endpoint(x, patch_size, grid_size)
     return build_model(
         inputs,
         x,

@@ -29,6 +29,7 @@ from tests.cases import (
     FAMILIES,
     IMAGES,
     LABELS,
+    READ_BESIDE_THE_LAST_MAP,
     SMALL,
     copy_weights,
     dtype_policy,
@@ -482,6 +483,59 @@ def test_embedding_model_shares_the_weights_and_needs_an_embedding(family):
     assert kh.applications.embedding_model(headless).output_shape == embedder.output_shape
 
 
+# --- features -------------------------------------------------------------------------------------
+
+
+def pyramid(model: keras.Model) -> dict[str, tuple]:
+    """Return the shape of every feature map, in the order of the output."""
+    with without_weights():  # which full-size models are made with
+        features = kh.feature_model(model)
+    return {name: tuple(x.shape) for name, x in features.output.items()}
+
+
+@every_model
+def test_feature_maps_are_named_by_their_stride_from_fine_to_coarse(name):
+    _, height, width, _ = full_size(name).input_shape
+    maps = pyramid(full_size(name))
+    assert maps and list(maps) == sorted(maps)
+    for endpoint, shape in maps.items():
+        stride = int(endpoint.removeprefix("stride"))
+        assert shape[:-1] == (None, -(-height // stride), -(-width // stride))
+
+
+@every_family
+def test_feature_maps_do_not_depend_on_the_head_or_the_input(family):
+    brighter = keras.layers.Rescaling(2.0, name="brighter")(keras.Input((16, 16, 3)))
+    with without_weights():
+        models = [
+            *(small_model(family, include_top=False, pooling=p) for p in (None, "max", "native")),
+            small_model(family, input_shape=None, input_tensor=brighter),
+        ]
+    assert [pyramid(model) for model in models] == [pyramid(shared_model(family))] * 4
+
+
+@every_family
+def test_the_head_reads_the_last_feature_map(family):
+    model = shared_model(family)
+    features = kh.feature_model(model)
+    name = list(features.output)[-1]
+    # What the head reads is the marked tensor: the map, and a class token where there is one.
+    read = [model.get_layer(layer) for layer in (name, *READ_BESIDE_THE_LAST_MAP.get(family, ()))]
+    embedding = model.get_layer("embedding").output
+    outputs = [list(features.output.values()), [layer.output for layer in read], embedding]
+    maps, read_values, expected = predict(keras.Model(model.input, outputs), IMAGES)
+    for values in maps:
+        assert values.ndim == 4 and np.isfinite(values).all() and np.ptp(values, axis=0).any()
+    channels = maps[-1].shape[-1]
+    last, tokens = (x.reshape(len(IMAGES), -1, channels) for x in (maps[-1], read_values[0]))
+    assert last.shape[1] >= tokens.shape[1] - 1
+    np.testing.assert_array_equal(last, tokens[:, -last.shape[1] :])
+    head = keras.Model([layer.output for layer in read], embedding)
+    assert relative_error(predict(head, read_values), expected) <= 1e-6
+    read_values[0] = read_values[0][::-1]
+    assert relative_error(predict(head, read_values), expected) > 1e-4
+
+
 # --- attention ------------------------------------------------------------------------------------
 
 
@@ -511,7 +565,15 @@ def test_a_keras_file_gives_the_same_model(family, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
     assert json.loads(loaded.to_json())["config"] == json.loads(model.to_json())["config"]
-    assert relative_error(predict(loaded, IMAGES), predict(model, IMAGES)) <= 1e-6
+    theirs, ours = (
+        predict(
+            keras.Model(m.input, {"predictions": m.output, **kh.feature_model(m).output}), IMAGES
+        )
+        for m in (loaded, model)
+    )
+    assert theirs.keys() == ours.keys()
+    for name in ours:
+        assert relative_error(theirs[name], ours[name]) <= 1e-6
 
 
 @every_family

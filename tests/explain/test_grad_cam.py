@@ -136,9 +136,9 @@ def test_both_arms_of_a_branch_count():
 @pytest.mark.parametrize(
     ("build", "layer"),
     [
-        (tiny_facerec, "norm"),
-        (tiny_facerec_small, "norm"),
-        (tiny_cct, "norm"),
+        (tiny_facerec, "stride08"),
+        (tiny_facerec_small, "stride08"),
+        (tiny_cct, "stride04"),
         # The patches' last tokens reach no score in a model that reads its class token.
         (tiny_vit, "block1_norm1"),
         (tiny_cvt, "stage1_block0_norm1"),
