@@ -10,6 +10,7 @@ from keras_hybrid import applications, layers, losses, metrics
 from keras_hybrid._version import __version__
 from keras_hybrid.applications.features import feature_model
 from keras_hybrid.applications.registry import create_model, list_models, model_info
+from keras_hybrid.applications.transfer import transfer_weights
 
 _LAZY = ("convert", "data", "evaluation", "explain", "export")
 
@@ -23,6 +24,7 @@ __all__ = [
     "losses",
     "metrics",
     "model_info",
+    "transfer_weights",
     *_LAZY,
 ]
 

@@ -1,0 +1,109 @@
+"""Trained weights in a model of another input size."""
+
+import os
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_hybrid.applications.botnet import BottleneckAttention
+from keras_hybrid.layers.position import LearnedPositionEmbedding, RelativePositionBias
+
+__all__ = ["transfer_weights"]
+
+
+def transfer_weights(
+    source: keras.Model | str | os.PathLike, target: keras.Model, skip_mismatch: bool = False
+) -> None:
+    """Copy weights, layer by layer, to a model of the same architecture and another input size.
+
+    What was learnt for each place is interpolated, bicubically and with antialiasing where it
+    shrinks, as timm's ``resample_abs_pos_embed`` does it: position embeddings on the grid of their
+    tokens, a class token's kept as it is (Dosovitskiy et al. 2021, section 3.2), and tables of
+    relative positions over the offsets (as ``load_pretrained`` of Swin's authors, which does not
+    antialias), BoTNet's axis by axis. Everything else is copied, as long as the shapes agree.
+    Accuracy at the new size is that of the interpolation; a short training there restores the
+    rest.
+
+    Layers are matched by name. Layers that only the source has are left out, so that a backbone
+    can be filled from a classifier.
+
+    Args:
+        source: A built model, or the path of a ``.keras`` file.
+        target: A built model; its weights are overwritten.
+        skip_mismatch: Whether layers that cannot be transferred keep their weights, with a
+            warning, as in `keras.Model.load_weights`.
+
+    Raises:
+        ValueError: If the weights of a layer depend on the input size in another way (a flattened
+            map, tokens side by side, a convolution as large as the map), belong to another number
+            of classes, or are not in the source; the message names the layers. ``target`` is then
+            unchanged.
+    """
+    if not isinstance(source, keras.Model):
+        source = keras.saving.load_model(source, compile=False)
+    origins = {layer.name: layer for layer in source.layers}
+    transferred, mismatches = [], []
+    for layer in target.layers:
+        if not layer.weights:
+            continue
+        values = _values(source, origins.get(layer.name), target, layer)
+        if values is None:
+            mismatches.append(layer.name)
+        else:
+            transferred.append((layer, values))
+    if mismatches:
+        message = (
+            f"These layers of model {target.name!r} have no weights in the source, or weights of "
+            f"other shapes that cannot be interpolated to another size: {', '.join(mismatches)}."
+        )
+        if not skip_mismatch:
+            raise ValueError(f"{message} Give skip_mismatch=True to leave them as they are.")
+        warnings.warn(f"{message} They are left as they are.", stacklevel=2)
+    for layer, values in transferred:
+        layer.set_weights(values)
+
+
+def _values(source, origin, target, layer) -> list[np.ndarray] | None:
+    """Return what ``layer`` gets from its origin, or None if they do not fit."""
+    theirs = [] if origin is None else origin.weights
+    if [variable.name for variable in theirs] != [variable.name for variable in layer.weights]:
+        return None
+    values = []
+    for old, new in zip(theirs, layer.weights, strict=True):
+        value = ops.convert_to_numpy(ops.cast(old, "float32"))
+        grids = _grid(source, origin, old), _grid(target, layer, new)
+        if None not in grids and grids[0] != grids[1] and old.shape[-1] == new.shape[-1]:
+            value = _resized(value, *grids)
+        if value.shape != tuple(new.shape):
+            return None
+        values.append(value)
+    return values
+
+
+def _grid(model: keras.Model, layer: keras.layers.Layer, variable) -> tuple[int, int] | None:
+    """Return (rows, columns) of what a table is learnt for, or None if it is no table."""
+    if isinstance(layer, LearnedPositionEmbedding):
+        return tuple(model.get_layer("tokens").input.shape[1:3])
+    if isinstance(layer, RelativePositionBias):
+        height, width = layer.grid_size
+        return (2 * height - 1, 2 * width - 1)
+    if isinstance(layer, BottleneckAttention) and variable.name.endswith("_table"):
+        return (variable.shape[0], 1)
+    return None
+
+
+def _resized(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Interpolate a table ([1,] tokens + rows · columns, channels); the tokens stay in front."""
+    *_, length, channels = table.shape
+    before, cells = np.split(table, [length - old[0] * old[1]], axis=-2)
+    cells = ops.image.resize(
+        cells.reshape(1, *old, channels),
+        new,
+        interpolation="bicubic",
+        antialias=True,
+        data_format="channels_last",
+    )
+    cells = ops.convert_to_numpy(cells).reshape(*before.shape[:-2], -1, channels)
+    return np.concatenate([before, cells], axis=-2)
