@@ -23,11 +23,11 @@ def transfer_weights(
     tokens, a class token's kept as it is (Dosovitskiy et al. 2021, section 3.2), and tables of
     relative positions over the offsets (as ``load_pretrained`` of Swin's authors, which does not
     antialias), BoTNet's axis by axis. Everything else is copied, as long as the shapes agree.
-    Accuracy at the new size is that of the interpolation; a short training there restores the
-    rest.
+    Training a little at the new size, as both papers do, makes up for what interpolation loses.
 
     Layers are matched by name. Layers that only the source has are left out, so that a backbone
-    can be filled from a classifier.
+    can be filled from a classifier. A flattened map or joined tokens are told by their number
+    alone: turning the image, say from 112 × 96 to 96 × 112, is not noticed there.
 
     Args:
         source: A built model, or the path of a ``.keras`` file.

@@ -68,6 +68,12 @@ def test_a_model_without_endpoints_is_refused():
         kh.feature_model(model)
 
 
+def test_a_model_with_landmarks_as_second_input_keeps_both():
+    features = kh.feature_model(small_model("kprpe_*", landmarks="given"))
+    assert [x.shape[1:] for x in features.inputs] == [(16, 16, 3), (5, 2)]
+    assert features.output["stride04"].shape == (None, 4, 4, 16)
+
+
 def test_maps_have_the_compute_dtype_of_the_model():
     with dtype_policy("mixed_bfloat16"):
         model = small_model("vit_*")
