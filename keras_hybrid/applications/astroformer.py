@@ -3,6 +3,9 @@
 Paper: Dagli 2023, "Astroformer: More Data Might not be all you need for Classification"
 (arXiv:2304.05350). Blocks, head and normalisation are those of ``coatnet.py``, as in the author's
 code, to which outputs are tested.
+
+``astroformer_0_32`` is ours: Astroformer-0 for images of 32 × 32, with CoAtNet's stem that does not
+halve (see there). Attention has 2 × 2 tokens.
 """
 
 import dataclasses
@@ -28,11 +31,26 @@ class AstroformerVariant:
     depths: tuple[int, ...]
     parameters: int
     macs: int
+    image_size: int = 224
+    classes: int = 1000
+    stem_stride: int = 2
+    ours: bool = False
 
 
 VARIANTS = {
     "astroformer_0": AstroformerVariant(
         64, (96, 192, 384, 768), (2, 3, 5, 2), 23_581_464, 3_994_942_464
+    ),
+    "astroformer_0_32": AstroformerVariant(
+        64,
+        (96, 192, 384, 768),
+        (2, 3, 5, 2),
+        22_881_684,
+        327_711_744,
+        image_size=32,
+        classes=100,
+        stem_stride=1,
+        ours=True,
     ),
     "astroformer_1": AstroformerVariant(
         64, (96, 192, 384, 768), (2, 6, 14, 2), 38_269_896, 6_812_992_512
@@ -77,19 +95,24 @@ def Astroformer(
 
 
 for _name, _variant in VARIANTS.items():
+    _shape = (_variant.image_size, _variant.image_size, 3)
     register_model(
         Astroformer,
         ModelInfo(
             name=_name,
             family="astroformer",
             paper=PAPER,
-            input_shape=(224, 224, 3),
-            classes=1000,
+            input_shape=_shape,
+            classes=_variant.classes,
             classifier="dense",
             parameters=_variant.parameters,
             macs=_variant.macs,
+            ours=_variant.ours,
         ),
+        input_shape=_shape,
+        classes=_variant.classes,
         stem_width=_variant.stem_width,
+        stem_stride=_variant.stem_stride,
         dims=_variant.dims,
         depths=_variant.depths,
         hidden_dim=_variant.dims[-1],

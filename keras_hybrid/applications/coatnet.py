@@ -10,6 +10,9 @@ a hyperbolic tangent, whose output is the embedding.
 
 Choice: convolutions start as timm's (normal, variance 2 / fan-out), dense layers as those of the
 vision transformers.
+
+``coatnet_0_32`` is ours: CoAtNet-0 for images of 32 × 32. Its stem does not halve, so that stages
+work at 16 × 16, 8 × 8, 4 × 4 and 2 × 2; with the paper's, the last would have a single token.
 """
 
 import dataclasses
@@ -45,10 +48,25 @@ class CoAtNetVariant:
     depths: tuple[int, ...]
     parameters: int
     macs: int
+    image_size: int = 224
+    classes: int = 1000
+    stem_stride: int = 2
+    ours: bool = False
 
 
 VARIANTS = {
     "coatnet_0": CoAtNetVariant(64, (96, 192, 384, 768), (2, 3, 5, 2), 25_050_516, 4_546_507_776),
+    "coatnet_0_32": CoAtNetVariant(
+        64,
+        (96, 192, 384, 768),
+        (2, 3, 5, 2),
+        24_309_936,
+        360_324_096,
+        image_size=32,
+        classes=100,
+        stem_stride=1,
+        ours=True,
+    ),
 }
 
 
@@ -143,7 +161,9 @@ def attention_block(
     return add_branch(x, y, drop_path, f"{name}_mlp")
 
 
-def _check_stages(image, stages, dims, depths, head_dim: int) -> None:
+def _check_stages(image, stem_stride: int, stages, dims, depths, head_dim: int) -> None:
+    if stem_stride not in (1, 2):
+        raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride!r}.")
     if not len(stages) == len(dims) == len(depths):
         raise ValueError(
             "stages, dims and depths must have one element for each stage, got "
@@ -155,7 +175,7 @@ def _check_stages(image, stages, dims, depths, head_dim: int) -> None:
         if stage == "attention" and dim % head_dim:
             raise ValueError(f"head_dim={head_dim} does not divide dims={tuple(dims)}.")
     height, width = image.shape[1:3]
-    stride = 2 ** (1 + len(stages))
+    stride = stem_stride * 2 ** len(stages)
     if height % stride or width % stride:
         raise ValueError(f"input_shape must be a multiple of {stride}, got {height}x{width}.")
 
@@ -175,6 +195,7 @@ def CoAtNet(
     embedding_dim: int | None = None,
     stages: Sequence[str] = ("convolution", "convolution", "attention", "attention"),
     stem_width: int = 64,
+    stem_stride: int = 2,
     dims: Sequence[int] = (96, 192, 384, 768),
     depths: Sequence[int] = (2, 3, 5, 2),
     expansion: float = 4.0,
@@ -194,7 +215,7 @@ def CoAtNet(
         weights: ``None``, or the path of a .weights.h5 or .keras file.
         input_tensor: Optional Keras tensor to build on.
         input_shape: (height, width, channels); height and width multiples of
-            ``2^(1 + stages)``; default (224, 224, 3).
+            ``stem_stride · 2^stages``; default (224, 224, 3).
         pooling: Without top: ``None`` for the last map (batch, height, width, channels),
             ``"avg"`` or ``"max"`` over it, ``"native"`` for the head's hidden layer.
         classes: Number of classes.
@@ -206,7 +227,8 @@ def CoAtNet(
         embedding_dim: Optional width of a projected, batch-normalised embedding.
         stages: Kind of each stage's blocks, "convolution" or "attention"; each stage halves the
             map.
-        stem_width: Channels of the two convolutions of the stem, which halves the image.
+        stem_width: Channels of the two convolutions of the stem.
+        stem_stride: Of the first of them: 2 halves the image, 1 does not.
         dims: Channels of each stage.
         depths: Blocks of each stage.
         expansion: Hidden width of a bottleneck over that of its output.
@@ -229,13 +251,13 @@ def CoAtNet(
     inputs, x = image_input(
         input_tensor, input_shape, (224, 224, 3), include_preprocessing=include_preprocessing
     )
-    _check_stages(x, stages, dims, depths, head_dim)
-    x = _convolution(x, stem_width, kernel_size=3, stride=2, name="stem_conv1")
+    _check_stages(x, stem_stride, stages, dims, depths, head_dim)
+    x = _convolution(x, stem_width, kernel_size=3, stride=stem_stride, name="stem_conv1")
     x = _batch_norm(x, "stem_norm", "gelu")
     x = _convolution(x, stem_width, kernel_size=3, name="stem_conv2")
     rates = iter(linear_drop_path(drop_path, sum(depths)))
     for stage, (kind, dim, depth) in enumerate(zip(stages, dims, depths, strict=True)):
-        x = endpoint(x, 2 ** (stage + 1))
+        x = endpoint(x, stem_stride * 2**stage)
         for i in range(depth):
             common = {
                 "stride": 2 if i == 0 else 1,
@@ -255,7 +277,7 @@ def CoAtNet(
                     epsilon=epsilon,
                     **common,
                 )
-    x = endpoint(x, 2 ** (len(stages) + 1))
+    x = endpoint(x, stem_stride * 2 ** len(stages))
 
     def pooled():
         y = keras.layers.GlobalAveragePooling2D(name="pool")(x)
@@ -285,19 +307,24 @@ def CoAtNet(
 
 
 for _name, _variant in VARIANTS.items():
+    _shape = (_variant.image_size, _variant.image_size, 3)
     register_model(
         CoAtNet,
         ModelInfo(
             name=_name,
             family="coatnet",
             paper=PAPER,
-            input_shape=(224, 224, 3),
-            classes=1000,
+            input_shape=_shape,
+            classes=_variant.classes,
             classifier="dense",
             parameters=_variant.parameters,
             macs=_variant.macs,
+            ours=_variant.ours,
         ),
+        input_shape=_shape,
+        classes=_variant.classes,
         stem_width=_variant.stem_width,
+        stem_stride=_variant.stem_stride,
         dims=_variant.dims,
         depths=_variant.depths,
     )

@@ -13,6 +13,11 @@ both parts together.
 
 Without top the last map and the last tokens become one tensor: beside each patch's token stands
 the map at its place (repeated where the map is coarser), beside the class token the map's mean.
+
+``conformer_ti_32`` is ours: Conformer-Ti for images of 32 × 32, with the stem that residual
+networks have there, a 3 × 3 convolution without stride or pooling, in place of two halvings. Its
+maps are 32 × 32, 16 × 16, 8 × 8 and at last 4 × 4, beside 8 × 8 tokens, which a kernel of the
+same size as at 224 cuts from the stem's map.
 """
 
 import dataclasses
@@ -33,6 +38,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.applications.resnet import STEMS
 from keras_hybrid.layers.tokens import ClassToken
 
 __all__ = ["Conformer"]
@@ -49,10 +55,25 @@ class ConformerVariant:
     stage_channels: tuple[int, ...]
     parameters: int
     macs: int
+    image_size: int = 224
+    classes: int = 1000
+    stem: str = "imagenet"
+    patch_size: int = 16
+    ours: bool = False
 
 
 VARIANTS = {
     "conformer_ti": ConformerVariant((64, 128, 256), 23_537_664, 5_225_936_896),
+    "conformer_ti_32": ConformerVariant(
+        (64, 128, 256),
+        22_952_184,
+        1_605_967_360,
+        image_size=32,
+        classes=100,
+        stem="cifar",
+        patch_size=4,
+        ours=True,
+    ),
     "conformer_s": ConformerVariant((256, 512, 1024), 37_724_880, 10_599_350_272),
 }
 
@@ -222,6 +243,21 @@ def _repeat(x, ratio: int):
     return ops.image.resize(x, size, interpolation="nearest", data_format="channels_last")
 
 
+def _stem(x, stem: str, channels: int):
+    """A quarter of the image's side by convolution and pooling, or all of it."""
+    is_whole = stem == "cifar"
+    kernel_size, strides = (3, 1) if is_whole else (7, 2)
+    x = _conv(x, channels, kernel_size, strides, "stem_conv", padding=kernel_size // 2)
+    x = _batch_norm(x, OUTER_EPSILON, "stem_norm")
+    x = keras.layers.ReLU(name="stem_relu")(x)
+    if is_whole:
+        return x
+    x = endpoint(x, 2)
+    # After a ReLU padding with zeros equals padding with minus infinity.
+    x = keras.layers.ZeroPadding2D(1, name="stem_pool_padding")(x)
+    return keras.layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
+
+
 def join(x, tokens, grid_size: tuple[int, int]):
     """Put each place of the map beside its token and the map's mean beside the class token."""
     channels = x.shape[-1]
@@ -248,6 +284,7 @@ def Conformer(
     *,
     classifier: str = "dense",
     embedding_dim: int | None = None,
+    stem: str = "imagenet",
     patch_size: int = 16,
     stem_channels: int = 64,
     stage_channels: Sequence[int] = (64, 128, 256),
@@ -279,7 +316,10 @@ def Conformer(
         name: Of the model.
         classifier: ``"dense"`` or ``"cosine"``.
         embedding_dim: Optional width of a projected, batch-normalised embedding.
-        patch_size: Side of a token's patch in pixels: 4 or 8 times 2^(stages − 1), so 16 or 32.
+        stem: ``"imagenet"``: 7×7 convolution of stride 2 and max pooling. ``"cifar"``: 3×3
+            convolution.
+        patch_size: Side of a token's patch in pixels: 4 or 8 times 2^(stages − 1), so 16 or 32;
+            behind the CIFAR stem 4 or 8.
         stem_channels: Of the first convolution.
         stage_channels: Of each stage's maps, multiples of 4.
         depths: Blocks of each stage. The very first one is not coupled.
@@ -305,11 +345,14 @@ def Conformer(
             f"stage_channels and depths must have one number for each stage, got {stage_channels} "
             f"and {depths}."
         )
-    smallest = 4 * 2 ** (len(depths) - 1)
+    if stem not in STEMS:
+        raise ValueError(f"stem must be one of {STEMS}, got {stem!r}.")
+    stem_stride = 1 if stem == "cifar" else 4
+    smallest = stem_stride * 2 ** (len(depths) - 1)
     if patch_size not in (smallest, 2 * smallest):
         raise ValueError(
-            f"patch_size must be {smallest} or {2 * smallest} for {len(depths)} stages, got "
-            f"{patch_size}."
+            f"patch_size must be {smallest} or {2 * smallest} for {len(depths)} stages behind "
+            f"stem={stem!r}, got {patch_size}."
         )
     inputs, x = image_input(
         input_tensor,
@@ -321,19 +364,14 @@ def Conformer(
     )
     check_patches(x, patch_size)
     grid_size = tuple(n // patch_size for n in x.shape[1:3])
-    x = _conv(x, stem_channels, 7, 2, "stem_conv", padding=3)
-    x = _batch_norm(x, OUTER_EPSILON, "stem_norm")
-    x = endpoint(keras.layers.ReLU(name="stem_relu")(x), 2)
-    # After a ReLU padding with zeros equals padding with minus infinity.
-    x = keras.layers.ZeroPadding2D(1, name="stem_pool_padding")(x)
-    x = keras.layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
+    x = _stem(x, stem, stem_channels)
     # Pixels of the map along one side of a patch.
-    ratio = patch_size // 4
+    ratio = patch_size // stem_stride
     tokens = _conv(x, dim, ratio, ratio, "patch_embedding", bias=True)
     tokens = keras.layers.Reshape((-1, dim), name="tokens")(tokens)
     tokens = ClassToken(name="class_token")(tokens)
 
-    stride = 4
+    stride = stem_stride
     rates = linear_drop_path(drop_path, sum(depths))
     for stage, (channels, depth) in enumerate(zip(stage_channels, depths, strict=True)):
         for i in range(depth):
@@ -404,17 +442,23 @@ def Conformer(
 
 
 for _name, _variant in VARIANTS.items():
+    _shape = (_variant.image_size, _variant.image_size, 3)
     register_model(
         Conformer,
         ModelInfo(
             name=_name,
             family="conformer",
             paper=PAPER,
-            input_shape=(224, 224, 3),
-            classes=1000,
+            input_shape=_shape,
+            classes=_variant.classes,
             classifier="dense",
             parameters=_variant.parameters,
             macs=_variant.macs,
+            ours=_variant.ours,
         ),
+        input_shape=_shape,
+        classes=_variant.classes,
+        stem=_variant.stem,
+        patch_size=_variant.patch_size,
         stage_channels=_variant.stage_channels,
     )

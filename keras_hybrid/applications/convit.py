@@ -8,6 +8,9 @@ the class token joins after the gated blocks, and queries, keys and values have 
 Choice: positional scores are computed in float32 under every dtype policy, because squared
 distances lose digits in half precision. A mixture of two distributions sums to 1, so the authors'
 renormalisation is left out.
+
+``convit_ti_32`` is ours: ConViT-Ti for images of 32 × 32. Patches of 4 × 4 make 8 × 8 tokens, as in
+the ViT-Lite and the Compact Vision Transformer of this zoo.
 """
 
 import dataclasses
@@ -48,10 +51,17 @@ class ConViTVariant:
     num_heads: int
     parameters: int
     macs: int
+    image_size: int = 224
+    classes: int = 1000
+    patch_size: int = 16
+    ours: bool = False
 
 
 VARIANTS = {
     "convit_ti": ConViTVariant(192, 4, 5_710_512, 1_252_360_320),
+    "convit_ti_32": ConViTVariant(
+        192, 4, 5_373_228, 360_697_344, image_size=32, classes=100, patch_size=4, ours=True
+    ),
     "convit_s": ConViTVariant(432, 9, 27_777_322, 5_746_563_360),
     "convit_b": ConViTVariant(768, 16, 86_540_040, 17_505_452_544),
 }
@@ -309,18 +319,23 @@ def ConViT(
 
 
 for _name, _variant in VARIANTS.items():
+    _shape = (_variant.image_size, _variant.image_size, 3)
     register_model(
         ConViT,
         ModelInfo(
             name=_name,
             family="convit",
             paper=PAPER,
-            input_shape=(224, 224, 3),
-            classes=1000,
+            input_shape=_shape,
+            classes=_variant.classes,
             classifier="dense",
             parameters=_variant.parameters,
             macs=_variant.macs,
+            ours=_variant.ours,
         ),
+        input_shape=_shape,
+        classes=_variant.classes,
+        patch_size=_variant.patch_size,
         dim=_variant.dim,
         num_heads=_variant.num_heads,
     )

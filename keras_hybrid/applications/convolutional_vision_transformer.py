@@ -11,7 +11,8 @@ code, to which the output is tested, where it differs from the text:
 - stochastic depth acts in the last stage only.
 
 The paper's images are 224 × 224. At 32 × 32, where the embeddings leave 8 × 8, 4 × 4 and 2 × 2
-tokens, CvT-13 is registered as ours: others compare with it, the authors do not publish it.
+tokens, CvT-13 and CvT-21 are registered as ours: others compare with the former, the authors
+publish neither.
 """
 
 import dataclasses
@@ -55,6 +56,7 @@ VARIANTS = {
     "cvt_13": CvTVariant((1, 2, 10), 224, 1000, 20_023_208, 4_566_089_216),
     "cvt_13_32": CvTVariant((1, 2, 10), 32, 100, 19_676_708, 100_431_872, ours=True),
     "cvt_21": CvTVariant((1, 4, 16), 224, 1000, 31_664_552, 7_177_985_024),
+    "cvt_21_32": CvTVariant((1, 4, 16), 32, 100, 31_318_052, 160_896_512, ours=True),
 }
 
 

@@ -12,6 +12,11 @@ of rank 5. With k = 7 and tiles of 7 × 7, keys and values are held (13 / 7)² =
 shifted copies would be 49 times, and each query has 169 logits instead of 49; on a 7 × 7 map both
 are exact. NAT-Mini computes 3.01 G multiply-accumulates that way, NAT-Tiny 4.75 G; the registered
 counts are the paper's, without the hidden keys.
+
+``nat_mini_32`` is ours: NAT-Mini for images of 32 × 32. The tokenizer's second convolution does not
+halve, which makes maps of 16 × 16, 8 × 8, 4 × 4 and 2 × 2. Neighbourhoods are 3 × 3: of the 7 × 7
+keys that a query of the last two maps would have, 33 and 45 would be the zeros they are filled up
+with; of 3 × 3 it is none and 5.
 """
 
 import dataclasses
@@ -54,11 +59,31 @@ class NATVariant:
     layer_scale: float | None
     parameters: int
     macs: int
+    image_size: int = 224
+    classes: int = 1000
+    stem_strides: tuple[int, int] = (2, 2)
+    kernel_size: int = 7
+    ours: bool = False
 
 
 VARIANTS = {
     "nat_mini": NATVariant(
         64, (3, 4, 6, 5), (2, 4, 8, 16), 3.0, 0.2, None, 19_984_174, 2_694_812_672
+    ),
+    "nat_mini_32": NATVariant(
+        64,
+        (3, 4, 6, 5),
+        (2, 4, 8, 16),
+        3.0,
+        0.2,
+        None,
+        19_500_874,
+        236_436_480,
+        image_size=32,
+        classes=100,
+        stem_strides=(2, 1),
+        kernel_size=3,
+        ours=True,
     ),
     "nat_tiny": NATVariant(
         64, (3, 4, 18, 5), (2, 4, 8, 16), 3.0, 0.2, None, 27_901_582, 4_295_226_368
@@ -323,13 +348,13 @@ def neighborhood_block(
     return add_branch(x, y, drop_path, f"{name}_mlp")
 
 
-def _halve(x, width: int, name: str, *, use_bias: bool):
-    """A convolution 3 × 3 with stride 2 that pads symmetrically."""
+def _convolution(x, width: int, name: str, *, use_bias: bool, strides: int = 2):
+    """A convolution 3 × 3 that pads symmetrically and, by default, halves the map."""
     x = keras.layers.ZeroPadding2D(1, name=f"{name}_padding")(x)
     return keras.layers.Conv2D(
         width,
         3,
-        strides=2,
+        strides=strides,
         padding="valid",
         use_bias=use_bias,
         # PyTorch's own: uniform within ±1 / √fan-in.
@@ -351,6 +376,7 @@ def NAT(
     *,
     classifier: str = "dense",
     embedding_dim: int | None = None,
+    stem_strides: Sequence[int] = (2, 2),
     dim: int = 64,
     depths: Sequence[int] = (3, 4, 6, 5),
     num_heads: Sequence[int] = (2, 4, 8, 16),
@@ -380,6 +406,7 @@ def NAT(
         name: Of the model.
         classifier: ``"dense"`` or ``"cosine"``.
         embedding_dim: Optional width of a projected, batch-normalised embedding.
+        stem_strides: Of the tokenizer's two convolutions, each 1 or 2.
         dim: Channels of the first stage; each further stage has twice as many.
         depths: Blocks of each stage.
         num_heads: Heads of each stage.
@@ -405,6 +432,10 @@ def NAT(
             f"depths and num_heads must have one number for each stage, got {tuple(depths)} and "
             f"{tuple(num_heads)}."
         )
+    if len(stem_strides) != 2 or not set(stem_strides) <= {1, 2}:
+        raise ValueError(
+            f"stem_strides must be two numbers, each 1 or 2, got {tuple(stem_strides)}."
+        )
     inputs, x = image_input(
         input_tensor,
         input_shape,
@@ -413,16 +444,16 @@ def NAT(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
-    x = _halve(x, dim // 2, "tokenizer_conv1", use_bias=True)
-    x = _halve(x, dim, "tokenizer_conv2", use_bias=True)
+    for i, (width, strides) in enumerate(zip((dim // 2, dim), stem_strides, strict=True), 1):
+        x = _convolution(x, width, f"tokenizer_conv{i}", use_bias=True, strides=strides)
     x = keras.layers.LayerNormalization(epsilon=epsilon, name="tokenizer_norm")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name="tokenizer_dropout")(x)
     rates = iter(linear_drop_path(drop_path, sum(depths)))
     for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
         if stage:
-            x = endpoint(x, 4 * 2 ** (stage - 1))
-            x = _halve(x, 2 * x.shape[-1], f"stage{stage}_downsampling", use_bias=False)
+            x = endpoint(x, math.prod(stem_strides) * 2 ** (stage - 1))
+            x = _convolution(x, 2 * x.shape[-1], f"stage{stage}_downsampling", use_bias=False)
             x = keras.layers.LayerNormalization(
                 epsilon=epsilon, name=f"stage{stage}_downsampling_norm"
             )(x)
@@ -441,7 +472,7 @@ def NAT(
                 name=f"stage{stage}_block{i}",
             )
     x = keras.layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
-    x = endpoint(x, 4 * 2 ** (len(depths) - 1))
+    x = endpoint(x, math.prod(stem_strides) * 2 ** (len(depths) - 1))
     return build_model(
         inputs,
         x,
@@ -458,18 +489,24 @@ def NAT(
 
 
 for _name, _variant in VARIANTS.items():
+    _shape = (_variant.image_size, _variant.image_size, 3)
     register_model(
         NAT,
         ModelInfo(
             name=_name,
             family="nat",
             paper=PAPER,
-            input_shape=(224, 224, 3),
-            classes=1000,
+            input_shape=_shape,
+            classes=_variant.classes,
             classifier="dense",
             parameters=_variant.parameters,
             macs=_variant.macs,
+            ours=_variant.ours,
         ),
+        input_shape=_shape,
+        classes=_variant.classes,
+        stem_strides=_variant.stem_strides,
+        kernel_size=_variant.kernel_size,
         dim=_variant.dim,
         depths=_variant.depths,
         num_heads=_variant.num_heads,

@@ -8,6 +8,11 @@ Choices: a window is never larger than the map, axis by axis, and an axis that f
 not shifted; a map that windows do not tile is refused, not padded. The cyclic shift is two
 concatenations of slices for each axis, and no tensor has a rank above 4. In
 ``kh.explain.attention_maps`` a window counts as a sample, windows of an image row by row.
+
+``swin_tiny_32`` is ours: Swin-T for images of 32 × 32. Patches of 2 × 2 make maps of 16 × 16,
+8 × 8, 4 × 4 and 2 × 2, where the paper's would leave one token to the last stage. Windows of 4 × 4
+tile them, which 7 × 7 do not. Others who train Swin on CIFAR choose the same numbers for both
+(https://github.com/kentaroy47/vision-transformers-cifar10).
 """
 
 import dataclasses
@@ -49,10 +54,28 @@ class SwinVariant:
     drop_path: float
     parameters: int
     macs: int
+    image_size: int = 224
+    classes: int = 1000
+    patch_size: int = 4
+    window_size: int = 7
+    ours: bool = False
 
 
 VARIANTS = {
     "swin_tiny": SwinVariant(96, (2, 2, 6, 2), (3, 6, 12, 24), 0.2, 28_288_354, 4_490_566_656),
+    "swin_tiny_32": SwinVariant(
+        96,
+        (2, 2, 6, 2),
+        (3, 6, 12, 24),
+        0.2,
+        27_574_318,
+        357_854_208,
+        image_size=32,
+        classes=100,
+        patch_size=2,
+        window_size=4,
+        ours=True,
+    ),
 }
 
 
@@ -437,18 +460,24 @@ def Swin(
 
 
 for _name, _variant in VARIANTS.items():
+    _shape = (_variant.image_size, _variant.image_size, 3)
     register_model(
         Swin,
         ModelInfo(
             name=_name,
             family="swin",
             paper=PAPER,
-            input_shape=(224, 224, 3),
-            classes=1000,
+            input_shape=_shape,
+            classes=_variant.classes,
             classifier="dense",
             parameters=_variant.parameters,
             macs=_variant.macs,
+            ours=_variant.ours,
         ),
+        input_shape=_shape,
+        classes=_variant.classes,
+        patch_size=_variant.patch_size,
+        window_size=_variant.window_size,
         dim=_variant.dim,
         depths=_variant.depths,
         num_heads=_variant.num_heads,
