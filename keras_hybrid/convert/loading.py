@@ -60,7 +60,7 @@ def load_torch_weights(
     problems = {
         "missing": missing,
         "wrong shape": misshapen,
-        "unexpected": [name for name in tensors if name not in mapping.targets],
+        "unexpected": [name for name in tensors if not mapping.knows(name)],
         "no tensor is known for": [v.path for v in model.weights if id(v) not in known],
     }
     if any(problems.values()):

@@ -63,6 +63,7 @@ class TorchMapping:
     def __init__(self, model: keras.Model):
         self.model = model
         self.targets: dict[str, Target] = {}
+        self._ignored: tuple[str, ...] = ()
         self._layers = {layer.name: layer for layer in model.layers}
 
     def has(self, layer: str) -> bool:
@@ -119,6 +120,14 @@ class TorchMapping:
         """Tensors that hold nothing to be learnt, such as index tables."""
         for name in names:
             self._add(name, Target(None))
+
+    def ignore_modules(self, *prefixes: str) -> None:
+        """Modules whose tensors, as far as they have no target, are known and left out."""
+        self._ignored += tuple(f"{prefix}." for prefix in prefixes)
+
+    def knows(self, name: str) -> bool:
+        """Whether a tensor has a target or belongs to what is left out."""
+        return name in self.targets or name.startswith(self._ignored)
 
     def _kernel_and_bias(self, path, prefix, kernel, layout, optional) -> None:
         layer = self._layer(path, optional)

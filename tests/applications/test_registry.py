@@ -364,6 +364,7 @@ CIFAR10 = ([125.307, 122.961, 113.8575], [62.985, 62.0925, 66.708])
 PYTORCH_CIFAR = ([125.307, 122.961, 113.8575], [51.5865, 50.847, 51.255])
 MOBILEFACENET = ([127.5] * 3, [128.0] * 3)
 RELEASE_V2 = ([128.0] * 3, [128.0] * 3)
+RELEASE_LITE = ([127.0] * 3, [128.0] * 3)
 RAW = ([0.0] * 3, [1.0] * 3)
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
@@ -393,6 +394,7 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ("swin_tiny", IMAGENET),
         ("efficientnet_b0", IMAGENET),
         ("efficientnet_v2_s", RELEASE_V2),
+        ("efficientnet_lite0", RELEASE_LITE),
         ("efficientvit_face", RAW),
         ("efficientvit_face_small", HALF),
         ("iresnet50", HALF),

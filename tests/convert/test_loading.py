@@ -6,7 +6,7 @@ import pytest
 
 import keras_hybrid as kh
 from keras_hybrid.convert.loading import _mapping
-from tests.cases import predict, small_model
+from tests.cases import SMALL, predict, small_model
 
 
 def torch_layout(variable, layout) -> np.ndarray:
@@ -14,6 +14,8 @@ def torch_layout(variable, layout) -> np.ndarray:
     value = np.random.default_rng(0).normal(size=tuple(variable.shape)).astype("float32")
     if layout.__name__ == "linear":
         return value.T
+    if layout.__name__ == "depthwise":
+        return value.transpose(2, 3, 0, 1)
     return value.transpose(3, 2, 0, 1) if layout.__name__ == "convolution" else value
 
 
@@ -110,6 +112,40 @@ def test_a_model_without_top_leaves_the_classifier_out(model, checkpoint):
     image = np.full((1, 16, 16, 3), 100, "float32")
     embedding = keras.Model(model.input, model.get_layer("embedding").output)
     np.testing.assert_allclose(predict(features, image), predict(embedding, image), atol=1e-5)
+
+
+def test_the_front_of_a_network_takes_the_weights_of_the_whole_strictly():
+    stages = (("mbconv", 3, 1, 8, 1, 1), ("mbconv", 3, 2, 12, 2, 1), ("mbconv", 3, 2, 8, 1, 1))
+    arguments = {**SMALL["efficientnet_*"], "embedding_dim": None, "stages": stages}
+    checkpoint = checkpoint_of(kh.create_model("efficientnet_lite0", **arguments, classes=3))
+    hybrid = kh.create_model(
+        "efficientvit_face_small",
+        **{**SMALL["efficientvit_*"], "stages": stages[:2], "patch_size": 4, "classes": 3},
+    )
+    before = {v.path: keras.ops.convert_to_numpy(v) for v in hybrid.weights}
+    trunk = keras.Model(hybrid.input, hybrid.get_layer("block2a_project_bn").output)
+    with pytest.raises(ValueError, match=r"missing: pt_model_trim\."):
+        kh.convert.load_torch_weights(hybrid, checkpoint)
+    lacking = {**checkpoint}
+    del lacking["_blocks.1._bn2.running_var"]
+    with pytest.raises(ValueError, match=r"missing: _blocks\.1\._bn2\.running_var"):
+        kh.convert.load_torch_weights(trunk, lacking, family="efficientnet")
+    foreign = {**checkpoint, "_conv_neck.weight": checkpoint["_conv_head.weight"]}
+    with pytest.raises(ValueError, match=r"unexpected: _conv_neck\.weight"):
+        kh.convert.load_torch_weights(trunk, foreign, family="efficientnet")
+    for variable in hybrid.weights:
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), before[variable.path])
+
+    kh.convert.load_torch_weights(trunk, checkpoint, family="efficientnet")
+    inside = {v.path for v in trunk.weights}
+    assert len(inside) == 5 + 10 + 15
+    for variable in hybrid.weights:
+        same = np.array_equal(keras.ops.convert_to_numpy(variable), before[variable.path])
+        assert same == (variable.path not in inside), variable.path
+    kernel = keras.ops.convert_to_numpy(hybrid.get_layer("block2a_dwconv").kernel)
+    np.testing.assert_array_equal(
+        kernel[:, :, :, 0].transpose(2, 0, 1), checkpoint["_blocks.1._depthwise_conv.weight"][:, 0]
+    )
 
 
 def test_the_family_of_a_renamed_model_has_to_be_given(checkpoint):
