@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import ops
 
+from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.margin import CosineClassifier
@@ -204,6 +205,7 @@ def build_model(
     embedding_dim: int | None = None,
     centers_per_class: int = 1,
     dense: Callable[..., keras.layers.Layer] = keras.layers.Dense,
+    imagenet: ImageNetWeights | None = None,
 ) -> keras.Model:
     """Close a builder: pooling or classifier, then weights.
 
@@ -216,12 +218,13 @@ def build_model(
         classes: Number of classes.
         classifier: "cosine" or "dense".
         classifier_activation: Of a dense classifier; must be ``None`` for cosines.
-        weights: ``None`` or a path to .weights.h5 or .keras.
+        weights: ``None``, a path to .weights.h5 or .keras, or "imagenet" if ``imagenet`` fits.
         name: Of the model.
         embedding_dim: ``None``: the pooled vector is the embedding. A number: a projection to
             that width without bias, batch-normalised, as face recognition uses it.
         centers_per_class: Of a cosine classifier.
         dense: What makes the dense classifier; called as ``keras.layers.Dense``.
+        imagenet: What ``weights="imagenet"`` means; ``None``: nothing.
 
     Raises:
         ValueError: For a combination of arguments that has no meaning, each naming its argument.
@@ -230,11 +233,7 @@ def build_model(
         raise ValueError(f"pooling must be one of {POOLINGS}, got {pooling!r}.")
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier must be one of {CLASSIFIERS}, got {classifier!r}.")
-    if weights is not None and not os.path.exists(weights):
-        raise ValueError(
-            f"weights must be None or the path of an existing .weights.h5 or .keras file, got "
-            f"{weights!r}."
-        )
+    _check_weights(weights, imagenet)
     root = _root_inputs(inputs)
     if include_top or pooling == "native":
         x = pooled()
@@ -278,9 +277,22 @@ def build_model(
                 name="predictions",
             )(x)
         model = MarginModel(root, x, name=name)
-    if weights is not None:
+    if weights == "imagenet":
+        imagenet.load(model)
+    elif weights is not None:
         model.load_weights(weights)
     return model
+
+
+def _check_weights(weights, imagenet: ImageNetWeights | None) -> None:
+    takes_imagenet = imagenet is not None and imagenet.fits
+    if weights is None or (takes_imagenet if weights == "imagenet" else os.path.exists(weights)):
+        return
+    accepted = "None, 'imagenet'" if takes_imagenet else "None"
+    message = f"weights must be {accepted} or the path of an existing .weights.h5 or .keras file"
+    if weights == "imagenet" and imagenet is not None:
+        message += f" ('imagenet' is keras.applications.{imagenet.network}'s: {imagenet.needs})"
+    raise ValueError(f"{message}, got {weights!r}.")
 
 
 def _root_inputs(tensor):

@@ -22,11 +22,15 @@ from keras import ops
 
 from keras_hybrid.applications.base import build_model
 from keras_hybrid.applications.features import endpoint
+from keras_hybrid.applications.imagenet import keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import (
+    DEPTHS,
     STEMS,
+    WIDTHS,
     bottleneck,
     check_stages,
+    imagenet_weights,
     normalization,
     residual_stages,
     stem_input,
@@ -208,17 +212,19 @@ def BoTNet(
     embedding_dim: int | None = None,
     stem: str = "imagenet",
     stem_channels: int = 64,
-    depths: Sequence[int] = (3, 4, 6, 3),
-    widths: Sequence[int] = (64, 128, 256, 512),
+    depths: Sequence[int] = DEPTHS,
+    widths: Sequence[int] = WIDTHS,
     last_stride: int = 1,
     num_heads: int = 4,
     scale_position: bool = True,
+    keras_trunk: bool | None = None,
 ) -> keras.Model:
     """Build a Bottleneck Transformer: a residual network whose last stage attends.
 
     Args:
         include_top: Whether to end in the ``predictions`` layer.
-        weights: ``None``, or the path of a .weights.h5 or .keras file.
+        weights: ``None``, ``"imagenet"`` for Keras's of ResNet-50 in all stages before the
+            attention, or the path of a .weights.h5 or .keras file.
         input_tensor: Optional Keras tensor to build on.
         input_shape: (height, width, channels); default (224, 224, 3), or (32, 32, 3) for the CIFAR
             stem. The position tables grow with the map; ``transfer_weights`` interpolates them.
@@ -227,7 +233,8 @@ def BoTNet(
         classes: Number of classes.
         classifier_activation: Of the dense classifier; ``None`` for logits.
         include_preprocessing: Whether inputs are float images in [0, 255], normalised inside with
-            ImageNet's statistics, or CIFAR-10's for the CIFAR stem. ``False``: already normalised.
+            ImageNet's statistics, or CIFAR-10's for the CIFAR stem, or as ``keras_trunk`` says.
+            ``False``: already normalised.
         name: Of the model.
         classifier: ``"dense"`` or ``"cosine"``.
         embedding_dim: Optional width of a projected, batch-normalised embedding.
@@ -239,6 +246,8 @@ def BoTNet(
         last_stride: Stride of the last stage, 1 or 2.
         num_heads: Heads of each attention layer.
         scale_position: Whether the position logits are scaled like the content logits.
+        keras_trunk: Whether the trunk is that of ``keras.applications``, as for ``ResNet``;
+            ``None``: if its weights are asked for. Say so when you load them from a file.
 
     Returns:
         A Functional model from (batch, height, width, channels) to logits (batch, classes),
@@ -250,11 +259,12 @@ def BoTNet(
     check_stages(stem, depths, widths)
     if last_stride not in (1, 2):
         raise ValueError(f"last_stride must be 1 or 2, got {last_stride}.")
-    inputs, x = stem_input(input_tensor, input_shape, stem, include_preprocessing)
-    x = stem_layers(x, stem, stem_channels)
+    keras_trunk = keras_form(weights, keras_trunk)
+    inputs, image = stem_input(input_tensor, input_shape, stem, include_preprocessing, keras_trunk)
+    x = stem_layers(image, stem, stem_channels)
     stride = STEMS[stem]
     if len(depths) > 1:
-        x = residual_stages(x, depths[:-1], widths[:-1], stride)[-1]
+        x = residual_stages(x, depths[:-1], widths[:-1], stride, stride_in_first=keras_trunk)[-1]
         stride *= 2 ** (len(depths) - 2)
     if last_stride > 1:
         x = endpoint(x, stride)
@@ -280,6 +290,7 @@ def BoTNet(
         weights=weights,
         name=name,
         embedding_dim=embedding_dim,
+        imagenet=imagenet_weights(image, stem, stem_channels, depths[:-1], widths[:-1]),
     )
 
 

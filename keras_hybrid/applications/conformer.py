@@ -346,8 +346,8 @@ def Conformer(
             f"and {depths}."
         )
     if stem not in STEMS:
-        raise ValueError(f"stem must be one of {STEMS}, got {stem!r}.")
-    stem_stride = 1 if stem == "cifar" else 4
+        raise ValueError(f"stem must be one of {tuple(STEMS)}, got {stem!r}.")
+    stem_stride = STEMS[stem]
     smallest = stem_stride * 2 ** (len(depths) - 1)
     if patch_size not in (smallest, 2 * smallest):
         raise ValueError(

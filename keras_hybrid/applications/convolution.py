@@ -12,9 +12,9 @@ EPSILON = 1e-5
 MOMENTUM = 0.9
 
 
-def batch_norm(x, name: str):
+def batch_norm(x, name: str, epsilon: float = EPSILON):
     """Batch normalisation with PyTorch's defaults."""
-    return keras.layers.BatchNormalization(epsilon=EPSILON, momentum=MOMENTUM, name=name)(x)
+    return keras.layers.BatchNormalization(epsilon=epsilon, momentum=MOMENTUM, name=name)(x)
 
 
 def conv_norm(
@@ -27,6 +27,8 @@ def conv_norm(
     strides: int = 1,
     groups: int = 1,
     activation: str | None = None,
+    epsilon: float = EPSILON,
+    keras_padding: bool = False,
 ):
     """Convolution without bias, batch normalisation, activation.
 
@@ -39,9 +41,11 @@ def conv_norm(
         strides: Of the convolution.
         groups: Of the convolution; as many as there are channels in and out: depthwise.
         activation: ``None``, ``"prelu"`` with one slope for each channel, or a name Keras knows.
+        epsilon: Of the normalisation.
+        keras_padding: Whether to pad as Keras's ``same``.
     """
-    padding = "same" if strides == 1 else "valid"
-    if strides > 1 and kernel_size > 1:
+    padding = "same" if strides == 1 or keras_padding else "valid"
+    if padding == "valid" and kernel_size > 1:
         x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_padding")(x)
     # An initializer draws the same numbers every time it is called.
     initializer = initializer.clone()
@@ -54,7 +58,7 @@ def conv_norm(
         x = keras.layers.Conv2D(
             filters, kernel_size, groups=groups, kernel_initializer=initializer, **common
         )(x)
-    x = batch_norm(x, f"{name}_norm")
+    x = batch_norm(x, f"{name}_norm", epsilon)
     if activation == "prelu":
         return keras.layers.PReLU(
             keras.initializers.Constant(0.25), shared_axes=[1, 2], name=f"{name}_prelu"
@@ -73,6 +77,8 @@ def inverted_residual(
     initializer: keras.initializers.Initializer,
     strides: int = 1,
     activation: str,
+    epsilon: float = EPSILON,
+    keras_padding: bool = False,
 ):
     """Expand 1×1, depthwise 3×3, project 1×1 linearly; added to the input where shapes agree.
 
@@ -84,13 +90,17 @@ def inverted_residual(
         initializer: Of all kernels.
         strides: Of the depthwise convolution.
         activation: After expansion and depthwise convolution, as in ``conv_norm``.
+        epsilon: As in ``conv_norm``.
+        keras_padding: As in ``conv_norm``.
     """
-    common = {"initializer": initializer, "activation": activation}
+    common = {"initializer": initializer, "epsilon": epsilon, "keras_padding": keras_padding}
     y = x
     if hidden is not None:
-        y = conv_norm(y, hidden, 1, name=f"{name}_expand", **common)
-    y = conv_norm(y, None, 3, strides=strides, name=f"{name}_depthwise", **common)
-    y = conv_norm(y, filters, 1, initializer=initializer, name=f"{name}_project")
+        y = conv_norm(y, hidden, 1, name=f"{name}_expand", activation=activation, **common)
+    y = conv_norm(
+        y, None, 3, strides=strides, name=f"{name}_depthwise", activation=activation, **common
+    )
+    y = conv_norm(y, filters, 1, name=f"{name}_project", **common)
     if strides > 1 or x.shape[-1] != filters:
         return y
     return keras.layers.Add(name=f"{name}_add")([x, y])

@@ -11,9 +11,8 @@ Why these networks are not built on ``keras.applications``: its builders refuse 
 pixels, its EfficientNetB0 always normalises inside (``include_preprocessing`` could not be
 honoured, and seven numbers are weights that are not the paper's), and neither lets the stem's
 activation, the stages or squeeze-and-excitation be chosen, which the hybrids need. Layers have its
-names instead, so that its ImageNet files fit, with the normalisation that is the default here:
-``model.load_weights("efficientnetb0_notop.h5", by_name=True)``, ``"efficientnetv2-s_notop.h5"``
-likewise.
+names instead, so that its ImageNet weights fit, with the normalisation that is the default here:
+``weights="imagenet"``.
 
 Choices:
 
@@ -32,6 +31,7 @@ Its ImageNet weights, 4,652,008 trainable numbers, load from a PyTorch file: ``k
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import keras
@@ -46,6 +46,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.convolution import squeeze_excitation
 from keras_hybrid.applications.features import endpoint
+from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["EfficientNet"]
@@ -305,7 +306,8 @@ def EfficientNet(
 
     Args:
         include_top: Whether to end in the ``predictions`` layer.
-        weights: ``None``, or the path of a .weights.h5 or .keras file.
+        weights: ``None``, ``"imagenet"`` for Keras's of B0 or V2-S (the classifier's only for 1000
+            classes, dense, on the mean), or the path of a .weights.h5 or .keras file.
         input_tensor: Optional Keras tensor to build on.
         input_shape: (height, width, channels); default (224, 224, 3).
         pooling: Without top: ``None`` for the last map (batch, height, width, head_channels),
@@ -340,7 +342,7 @@ def EfficientNet(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
-    inputs, x = image_input(
+    inputs, image = image_input(
         input_tensor,
         input_shape,
         (224, 224, 3),
@@ -349,7 +351,7 @@ def EfficientNet(
         std=pixel_std,
     )
     x, stride = efficientnet_trunk(
-        x,
+        image,
         stem_channels=stem_channels,
         stages=stages,
         se_ratio=se_ratio,
@@ -388,6 +390,60 @@ def EfficientNet(
         weights=weights,
         name=name,
         centers_per_class=centers_per_class,
+        imagenet=imagenet_weights(
+            image,
+            stem_channels=stem_channels,
+            stages=stages,
+            se_ratio=se_ratio,
+            activation=activation,
+            normalization=(pixel_mean, pixel_std) if include_preprocessing else None,
+            head_channels=head_channels,
+            classifier=embedding_dim is None,
+        ),
+    )
+
+
+def imagenet_weights(
+    image,
+    *,
+    stem_channels: int,
+    stages: Sequence[Sequence],
+    se_ratio: float,
+    activation: str,
+    normalization: tuple | None,
+    head_channels: int | None = None,
+    classifier: bool = False,
+) -> ImageNetWeights:
+    """Return what ``weights="imagenet"`` means for the first stages of B0 or V2-S.
+
+    Args:
+        image: The trunk's input.
+        stem_channels: As in `efficientnet_trunk`, also the next three.
+        stages: All of the network's if there is a head.
+        se_ratio: Of squeeze-and-excitation.
+        activation: Also the stem's.
+        normalization: Mean and standard deviation in the model, or ``None``: none.
+        head_channels: Of the head, or ``None``: there is none.
+        classifier: Whether the model classifies the average of the head.
+    """
+    second = any(stage[0] == "fused" for stage in stages)
+    theirs = V2_S_STAGES if second else B0_STAGES
+    statistics = (128.0, 128.0) if second else (IMAGENET_MEAN, IMAGENET_STD)
+    depth = len(stages) if head_channels is None else len(theirs)
+    return ImageNetWeights(
+        "EfficientNetV2S" if second else "EfficientNetB0",
+        fits=(
+            tuple(map(tuple, stages)) == theirs[:depth]
+            and (stem_channels, image.shape[-1]) == (24 if second else 32, 3)
+            and (se_ratio, activation, head_channels or 1280) == (0.25, "swish", 1280)
+            and normalization in (None, statistics)
+        ),
+        needs=(
+            "its stem, stages, squeeze-and-excitation, swish and head, 3 colours, normalised with "
+            f"pixel_mean={statistics[0]} and pixel_std={statistics[1]}"
+        ),
+        layer=lambda name: name if re.match(r"(stem|block\d[a-z]|top)_", name) else None,
+        classifier=classifier,
     )
 
 

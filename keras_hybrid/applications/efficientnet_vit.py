@@ -11,6 +11,8 @@ blocks of EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946) turn 112 × 112 pi
   B0 as the text describes it, with the same counts.
 - The trunk starts from random numbers, not from ImageNet, and drops no paths.
 - Inputs are raw, in [0, 255].
+- ``weights="imagenet"`` is B0 as the text describes it, pretrained: swish in the stem, ImageNet's
+  normalisation (``keras_trunk=True`` builds the same without the weights).
 - The published model holds its classifier twice and a convolution that nothing feeds; we do not.
 
 ``efficientvit_face_small`` is ours, a size for phones: the stages of EfficientNet-Lite0 (ReLU6, no
@@ -25,10 +27,21 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_input
-from keras_hybrid.applications.efficientnet import B0_STAGES, efficientnet_trunk
+from keras_hybrid.applications.base import (
+    CASIA_CLASSES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_model,
+    image_input,
+)
+from keras_hybrid.applications.efficientnet import (
+    B0_STAGES,
+    efficientnet_trunk,
+    imagenet_weights,
+)
 from keras_hybrid.applications.face_transformer import face_encoder
 from keras_hybrid.applications.features import endpoint
+from keras_hybrid.applications.imagenet import keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["EfficientNetViT"]
@@ -98,14 +111,16 @@ def EfficientNetViT(
     mlp_ratio: float = 4.0,
     embedding_dropout: float = 0.1,
     dropout: float = 0.1,
-    pixel_mean: float | Sequence[float] = 0.0,
-    pixel_std: float | Sequence[float] = 1.0,
+    pixel_mean: float | Sequence[float] | None = None,
+    pixel_std: float | Sequence[float] | None = None,
+    keras_trunk: bool | None = None,
 ) -> keras.Model:
     """Build the hybrid of EfficientNet and Face Transformer. The defaults are the report's.
 
     Args:
         include_top: Whether to end in the ``predictions`` layer.
-        weights: ``None``, or the path of a .weights.h5 or .keras file.
+        weights: ``None``, ``"imagenet"`` for Keras's of EfficientNet-B0 in the trunk, or the path
+            of a .weights.h5 or .keras file.
         input_tensor: Optional Keras tensor to build on.
         input_shape: (height, width, channels), multiples of the trunk's stride times
             ``patch_size``; default (112, 112, 3).
@@ -115,6 +130,7 @@ def EfficientNetViT(
         classifier_activation: Only with ``classifier="dense"``.
         include_preprocessing: Whether inputs are float images in [0, 255], normalised inside with
             ``pixel_mean`` and ``pixel_std``; the report's are raw, so the layer multiplies by one.
+            ``False``: already normalised.
         name: Of the model.
         classifier: ``"cosine"`` (train it with a margin loss) or ``"dense"``.
         centers_per_class: Sub-centres of the cosine classifier.
@@ -122,7 +138,7 @@ def EfficientNetViT(
             none.
         stem_channels: Of the first convolution, which halves the image.
         stem_activation: After the stem's normalisation: ``None`` as in the report's code,
-            ``"swish"`` as in its text.
+            ``"swish"`` as in its text and, whatever this says, with ``keras_trunk``.
         stages: Of the trunk, as ``EfficientNet`` has them.
         se_ratio: Hidden width of squeeze-and-excitation over the channels of a block's input; 0:
             without.
@@ -137,8 +153,11 @@ def EfficientNetViT(
         mlp_ratio: Hidden width of the MLP over ``dim``.
         embedding_dropout: Rate on the embedded tokens.
         dropout: Rate after the attention and after both layers of the MLP.
-        pixel_mean: One number or one for each channel, in units of [0, 255].
-        pixel_std: Likewise.
+        pixel_mean: One number or one for each channel, in units of [0, 255]; ``None``: 0, or
+            ImageNet's with ``keras_trunk``.
+        pixel_std: Likewise; ``None``: 1, or ImageNet's.
+        keras_trunk: Whether the trunk is that of ``keras.applications.EfficientNetB0``; ``None``:
+            if its weights are asked for. Say so when you load such weights from a file.
 
     Returns:
         A Functional model from (batch, height, width, channels) to cosθ (batch, classes), float32
@@ -147,7 +166,13 @@ def EfficientNetViT(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
-    inputs, x = image_input(
+    if keras_form(weights, keras_trunk):
+        default_mean, default_std, stem_activation = IMAGENET_MEAN, IMAGENET_STD, activation
+    else:
+        default_mean, default_std = 0.0, 1.0
+    pixel_mean = default_mean if pixel_mean is None else pixel_mean
+    pixel_std = default_std if pixel_std is None else pixel_std
+    inputs, image = image_input(
         input_tensor,
         input_shape,
         (112, 112, 3),
@@ -155,9 +180,9 @@ def EfficientNetViT(
         mean=pixel_mean,
         std=pixel_std,
     )
-    _check_size(x, stages, patch_size)
+    _check_size(image, stages, patch_size)
     x, stride = efficientnet_trunk(
-        x,
+        image,
         stem_channels=stem_channels,
         stages=stages,
         se_ratio=se_ratio,
@@ -194,6 +219,14 @@ def EfficientNetViT(
         name=name,
         embedding_dim=embedding_dim,
         centers_per_class=centers_per_class,
+        imagenet=imagenet_weights(
+            image,
+            stem_channels=stem_channels,
+            stages=stages,
+            se_ratio=se_ratio,
+            activation=activation,
+            normalization=(pixel_mean, pixel_std) if include_preprocessing else None,
+        ),
     )
 
 

@@ -3,16 +3,20 @@
 Paper: Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
 (arXiv:1801.04381), Table 2. Padding (alike on all sides), ε 1e-5, momentum and initialisation are
 those of timm's ``mobilenetv2_100``, to which outputs are tested; the authors' release pads as
-TensorFlow does, with ε 1e-3. Dropout before the classifier is the release's.
+TensorFlow does, with ε 1e-3, on images in [−1, 1]. That is also the network of
+``keras.applications``, and ``weights="imagenet"`` (or ``keras_trunk=True``) builds it so. Dropout
+before the classifier is the release's.
 """
 
+import re
 from collections.abc import Sequence
 
 import keras
 
 from keras_hybrid.applications.base import IMAGENET_MEAN, IMAGENET_STD, build_model, image_input
-from keras_hybrid.applications.convolution import conv_norm, inverted_residual
+from keras_hybrid.applications.convolution import EPSILON, conv_norm, inverted_residual
 from keras_hybrid.applications.features import endpoint
+from keras_hybrid.applications.imagenet import ImageNetWeights, keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["MobileNetV2"]
@@ -29,6 +33,9 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+# For which Keras has weights.
+KERAS_WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+KERAS_SIZES = (96, 128, 160, 192, 224)
 
 
 def _initializer() -> keras.initializers.Initializer:
@@ -60,12 +67,15 @@ def MobileNetV2(
     stages: Sequence[Sequence[int]] = STAGES,
     head_channels: int = 1280,
     dropout: float = 0.2,
+    keras_trunk: bool | None = None,
 ) -> keras.Model:
     """Build a MobileNetV2.
 
     Args:
         include_top: Whether to end in the ``predictions`` layer.
-        weights: ``None``, or the path of a .weights.h5 or .keras file.
+        weights: ``None``, ``"imagenet"``, or the path of a .weights.h5 or .keras file. ImageNet's
+            are Keras's, trained at the images' size if that is 96, 128, 160 or 192, else at 224;
+            the classifier's only for 1000 classes, dense, on the mean.
         input_tensor: Optional Keras tensor to build on.
         input_shape: (height, width, channels); default (224, 224, 3).
         pooling: Without top: ``None`` for the last map (batch, height, width, head channels),
@@ -73,7 +83,8 @@ def MobileNetV2(
         classes: Number of classes.
         classifier_activation: Of the dense classifier; ``None`` for logits.
         include_preprocessing: Whether inputs are float images in [0, 255], normalised inside with
-            ImageNet's mean and standard deviation. ``False``: already normalised.
+            ImageNet's mean and standard deviation, or to [−1, 1] with ``keras_trunk``. ``False``:
+            already normalised.
         name: Of the model.
         classifier: ``"dense"`` or ``"cosine"``.
         embedding_dim: Optional width of a projected, batch-normalised embedding.
@@ -84,6 +95,8 @@ def MobileNetV2(
             expansion of 1 is left out.
         head_channels: Of the last map.
         dropout: Rate before the classifier.
+        keras_trunk: Whether padding, ε and normalisation are those of ``keras.applications``;
+            ``None``: if its weights are asked for. Say so when you load such weights from a file.
 
     Returns:
         A Functional model from (batch, height, width, channels) to logits (batch, classes),
@@ -94,15 +107,23 @@ def MobileNetV2(
     """
     if width <= 0:
         raise ValueError(f"width must be positive, got {width}.")
+    keras_trunk = keras_form(weights, keras_trunk)
     inputs, x = image_input(
         input_tensor,
         input_shape,
         (224, 224, 3),
         include_preprocessing=include_preprocessing,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=127.5 if keras_trunk else IMAGENET_MEAN,
+        std=127.5 if keras_trunk else IMAGENET_STD,
     )
-    common = {"initializer": _initializer(), "activation": "relu6"}
+    size = x.shape[1] if x.shape[1] == x.shape[2] and x.shape[1] in KERAS_SIZES else 224
+    colours = x.shape[-1]
+    common = {
+        "initializer": _initializer(),
+        "activation": "relu6",
+        "epsilon": 1e-3 if keras_trunk else EPSILON,
+        "keras_padding": keras_trunk,
+    }
     x = conv_norm(x, _rounded(stem_channels * width), 3, strides=2, name="stem", **common)
     total_stride = 2
     for stage, (expansion, channels, repeats, stride) in enumerate(stages):
@@ -137,7 +158,38 @@ def MobileNetV2(
         weights=weights,
         name=name,
         embedding_dim=embedding_dim,
+        imagenet=ImageNetWeights(
+            "MobileNetV2",
+            fits=(
+                tuple(map(tuple, stages)) == STAGES
+                and (stem_channels, head_channels, colours) == (32, 1280, 3)
+                and width in KERAS_WIDTHS
+            ),
+            needs=(
+                "default stem_channels, stages and head_channels, 3 colours, a width of "
+                f"{KERAS_WIDTHS}"
+            ),
+            layer=_keras_name,
+            classifier=embedding_dim is None,
+            arguments={"alpha": width, "input_shape": (size, size, 3)},
+        ),
     )
+
+
+def _keras_name(name: str) -> str | None:
+    """Return what ``keras.applications`` calls a layer of the trunk with the paper's stages."""
+    names = {
+        "stem_conv": "Conv1",
+        "stem_norm": "bn_Conv1",
+        "head_conv": "Conv_1",
+        "head_norm": "Conv_1_bn",
+    }
+    match = re.fullmatch(r"stage(\d+)_block(\d+)_(expand|depthwise|project)_(conv|norm)", name)
+    if match is None:
+        return names.get(name)
+    number = sum(stage[2] for stage in STAGES[: int(match[1])]) + int(match[2])
+    block = f"block_{number}" if number else "expanded_conv"
+    return f"{block}_{match[3]}{'_BN' if match[4] == 'norm' else ''}"
 
 
 register_model(

@@ -7,9 +7,15 @@ in the first 1×1 (``stride_in_first=True``). The CIFAR stem is the usual one, a
 without pooling; the paper's own CIFAR networks have other blocks. Outputs are tested against timm's
 ``resnet50`` and ``seresnet50``, against the released SE-ResNet-50 (timm's ``legacy_seresnet50``:
 ``stride_in_first=True, ceil_pooling=True``) and pytorch-cifar's ``ResNet50``.
+
+``keras.applications.ResNet50`` has the stride in the first convolution, takes images less a mean,
+and has biases that a normalisation follows. ``weights="imagenet"`` (or ``keras_trunk=True``) builds
+the trunk so, and takes the biases, the ε and Keras's order of colours into the weights around
+them, which leaves features exactly as they are. Keras ships no SE-ResNet.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import keras
@@ -22,6 +28,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.convolution import squeeze_excitation
 from keras_hybrid.applications.features import endpoint
+from keras_hybrid.applications.imagenet import ImageNetWeights, Weights, keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
 __all__ = ["ResNet"]
@@ -29,10 +36,16 @@ __all__ = ["ResNet"]
 PAPER = "He et al. 2016, arXiv:1512.03385"
 SE_PAPER = "Hu et al. 2018, arXiv:1709.01507"
 STEMS = {"imagenet": 4, "cifar": 1}  # and the stride of the map that each hands on
+DEPTHS = (3, 4, 6, 3)
+WIDTHS = (64, 128, 256, 512)
+EPSILON = 1e-5
 EXPANSION = 4  # output channels of a bottleneck over its width
 # pytorch-cifar's statistics of CIFAR-10, in units of [0, 255].
 CIFAR_MEAN = (0.4914 * 255, 0.4822 * 255, 0.4465 * 255)
 CIFAR_STD = (0.2023 * 255, 0.1994 * 255, 0.2010 * 255)
+# What keras.applications subtracts (it does not divide), red first, and its ε.
+KERAS_MEAN = (123.68, 116.779, 103.939)
+KERAS_EPSILON = 1.001e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +87,7 @@ def convolution(x, channels: int, kernel_size: int, *, strides: int = 1, name: s
 
 def normalization(x, name: str):
     """Apply batch normalisation with PyTorch's numbers."""
-    return keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=name)(x)
+    return keras.layers.BatchNormalization(epsilon=EPSILON, momentum=0.9, name=name)(x)
 
 
 def he_normal():
@@ -186,17 +199,88 @@ def check_stages(stem: str, depths: Sequence[int], widths: Sequence[int]) -> Non
         )
 
 
-def stem_input(input_tensor, input_shape, stem: str, include_preprocessing: bool):
+def stem_input(
+    input_tensor, input_shape, stem: str, include_preprocessing: bool, keras_trunk: bool = False
+):
     """Return `image_input` with the size and the normalisation that belong to a stem."""
     cifar = stem == "cifar"
+    mean, std = (CIFAR_MEAN, CIFAR_STD) if cifar else (IMAGENET_MEAN, IMAGENET_STD)
+    if keras_trunk:
+        mean, std = KERAS_MEAN, (1.0, 1.0, 1.0)
     return image_input(
         input_tensor,
         input_shape,
         (32, 32, 3) if cifar else (224, 224, 3),
         include_preprocessing=include_preprocessing,
-        mean=CIFAR_MEAN if cifar else IMAGENET_MEAN,
-        std=CIFAR_STD if cifar else IMAGENET_STD,
+        mean=mean,
+        std=std,
     )
+
+
+def imagenet_weights(
+    image,
+    stem: str,
+    stem_channels: int,
+    depths: Sequence[int],
+    widths: Sequence[int],
+    *,
+    plain: bool = True,
+    classifier: bool = False,
+) -> ImageNetWeights:
+    """Return what ``weights="imagenet"`` means for a stem and the first stages of ResNet-50.
+
+    Args:
+        image: The stem's input.
+        stem: Its kind.
+        stem_channels: Its channels.
+        depths: Blocks of the stages that are ResNet-50's; layers of later ones are left alone.
+        widths: Widths of these stages.
+        plain: Whether nothing else makes the blocks differ.
+        classifier: Whether the model classifies the average of the fourth stage.
+    """
+
+    def layer(name: str) -> str | None:
+        if name in ("stem_conv", "stem_conv_norm"):
+            return "conv1_bn" if name.endswith("norm") else "conv1_conv"
+        match = re.fullmatch(r"stage(\d)_block(\d)_(?:conv(\d)|shortcut)(_norm)?", name)
+        if match is None or int(match[1]) > len(depths):
+            return None
+        kind = "bn" if match[4] else "conv"
+        return f"conv{int(match[1]) + 1}_block{int(match[2]) + 1}_{match[3] or 0}_{kind}"
+
+    return ImageNetWeights(
+        "ResNet50",
+        fits=(
+            plain
+            and (stem, stem_channels, image.shape[-1]) == ("imagenet", 64, 3)
+            and tuple(depths) == DEPTHS[: len(depths)]
+            and tuple(widths) == WIDTHS[: len(widths)]
+        ),
+        needs=(
+            "stem='imagenet', 3 colours, default stem_channels, depths and widths, no "
+            "squeeze-and-excitation, no ceil_pooling"
+        ),
+        layer=layer,
+        classifier=classifier and len(depths) == len(DEPTHS),
+        adapt=_without_biases,
+    )
+
+
+def _without_biases(values: Weights) -> Weights:
+    """Take biases and ε into the normalisation that follows, and the order of colours into conv1.
+
+    Normalising x + b with the mean m is normalising x with m − b.
+    """
+    values = dict(values)
+    for name in [name for name in values if name.endswith("_conv")]:
+        kernel, bias = values[name]
+        if name == "conv1_conv":  # Keras's colours are blue first
+            kernel = kernel[:, :, ::-1]
+        following = f"{name.removesuffix('conv')}bn"
+        gamma, beta, mean, variance = values[following]
+        values[name] = [kernel]
+        values[following] = [gamma, beta, mean - bias, variance + (KERAS_EPSILON - EPSILON)]
+    return values
 
 
 def ResNet(
@@ -214,17 +298,19 @@ def ResNet(
     embedding_dim: int | None = None,
     stem: str = "imagenet",
     stem_channels: int = 64,
-    depths: Sequence[int] = (3, 4, 6, 3),
-    widths: Sequence[int] = (64, 128, 256, 512),
+    depths: Sequence[int] = DEPTHS,
+    widths: Sequence[int] = WIDTHS,
     squeeze_reduction: int | None = None,
     stride_in_first: bool = False,
     ceil_pooling: bool = False,
+    keras_trunk: bool | None = None,
 ) -> keras.Model:
     """Build a residual network of bottlenecks, with or without squeeze-and-excitation.
 
     Args:
         include_top: Whether to end in the ``predictions`` layer.
-        weights: ``None``, or the path of a .weights.h5 or .keras file.
+        weights: ``None``, ``"imagenet"`` for Keras's of ResNet-50 (the classifier's only for 1000
+            classes, dense, on the mean), or the path of a .weights.h5 or .keras file.
         input_tensor: Optional Keras tensor to build on.
         input_shape: (height, width, channels); default (224, 224, 3), or (32, 32, 3) for the CIFAR
             stem.
@@ -233,7 +319,8 @@ def ResNet(
         classes: Number of classes.
         classifier_activation: Of the dense classifier; ``None`` for logits.
         include_preprocessing: Whether inputs are float images in [0, 255], normalised inside with
-            ImageNet's statistics, or CIFAR-10's for the CIFAR stem. ``False``: already normalised.
+            ImageNet's statistics, or CIFAR-10's for the CIFAR stem; with ``keras_trunk`` less
+            ``KERAS_MEAN``. ``False``: already normalised, red first in any case.
         name: Of the model.
         classifier: ``"dense"`` or ``"cosine"``.
         embedding_dim: Optional width of a projected, batch-normalised embedding.
@@ -247,6 +334,8 @@ def ResNet(
             papers, not in the 3×3 one.
         ceil_pooling: Whether the stem's max pooling is padded at the bottom and right only, and
             only where its last window overhangs, as in the released SE-ResNet-50.
+        keras_trunk: Whether stride and normalisation are those of ``keras.applications``; ``None``:
+            if its weights are asked for. Say so when you load such weights from a file.
 
     Returns:
         A Functional model from (batch, height, width, channels) to logits (batch, classes),
@@ -256,14 +345,15 @@ def ResNet(
         ValueError: If an argument has no meaning; the message names it.
     """
     check_stages(stem, depths, widths)
-    inputs, x = stem_input(input_tensor, input_shape, stem, include_preprocessing)
-    x = stem_layers(x, stem, stem_channels, ceil_pooling)
+    keras_trunk = keras_form(weights, keras_trunk)
+    inputs, image = stem_input(input_tensor, input_shape, stem, include_preprocessing, keras_trunk)
+    x = stem_layers(image, stem, stem_channels, ceil_pooling)
     x = residual_stages(
         x,
         depths,
         widths,
         STEMS[stem],
-        stride_in_first=stride_in_first,
+        stride_in_first=stride_in_first or keras_trunk,
         squeeze_reduction=squeeze_reduction,
     )[-1]
     x = endpoint(x, STEMS[stem] * 2 ** (len(depths) - 1))
@@ -279,6 +369,15 @@ def ResNet(
         weights=weights,
         name=name,
         embedding_dim=embedding_dim,
+        imagenet=imagenet_weights(
+            image,
+            stem,
+            stem_channels,
+            depths,
+            widths,
+            plain=squeeze_reduction is None and not ceil_pooling,
+            classifier=embedding_dim is None,
+        ),
     )
 
 

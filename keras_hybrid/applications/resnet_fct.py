@@ -22,10 +22,14 @@ from keras import ops
 
 from keras_hybrid.applications.base import build_model
 from keras_hybrid.applications.features import endpoint
+from keras_hybrid.applications.imagenet import keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import (
+    DEPTHS,
     STEMS,
+    WIDTHS,
     check_stages,
+    imagenet_weights,
     residual_stages,
     stem_input,
     stem_layers,
@@ -102,8 +106,8 @@ def ResNetFCT(
     embedding_dim: int | None = None,
     stem: str = "cifar",
     stem_channels: int = 64,
-    depths: Sequence[int] = (3, 4, 6, 3),
-    widths: Sequence[int] = (64, 128, 256, 512),
+    depths: Sequence[int] = DEPTHS,
+    widths: Sequence[int] = WIDTHS,
     taps: Sequence[int] = (1, 2, 3),
     project: str = "global",
     dim: int = 256,
@@ -111,12 +115,14 @@ def ResNetFCT(
     normalization: str = "batch",
     attention_dropout: float = 0.0,
     dropout: float = 0.0,
+    keras_trunk: bool | None = None,
 ) -> keras.Model:
     """Build a residual network with fully convolutional transformers on its intermediate maps.
 
     Args:
         include_top: Whether to end in the ``predictions`` layer.
-        weights: ``None``, or the path of a .weights.h5 or .keras file.
+        weights: ``None``, ``"imagenet"`` for Keras's of ResNet-50 in the backbone (with
+            ``stem="imagenet"``), or the path of a .weights.h5 or .keras file.
         input_tensor: Optional Keras tensor to build on.
         input_shape: (height, width, channels); default (32, 32, 3), or (224, 224, 3) for the
             ImageNet stem.
@@ -126,8 +132,8 @@ def ResNetFCT(
         classes: Number of classes.
         classifier_activation: Of the dense classifier; ``None`` for logits.
         include_preprocessing: Whether inputs are float images in [0, 255], normalised inside with
-            CIFAR-10's statistics, or ImageNet's for the ImageNet stem. ``False``: already
-            normalised.
+            CIFAR-10's statistics, or ImageNet's for the ImageNet stem, or as ``keras_trunk`` says.
+            ``False``: already normalised.
         name: Of the model.
         classifier: ``"dense"`` or ``"cosine"``.
         embedding_dim: Optional width of a projected, batch-normalised embedding.
@@ -144,6 +150,8 @@ def ResNetFCT(
         normalization: ``"batch"`` or ``"layer"``, of the modules.
         attention_dropout: Rate on the attention maps.
         dropout: Rate after the focus layers.
+        keras_trunk: Whether the trunk is that of ``keras.applications``, as for ``ResNet``;
+            ``None``: if its weights are asked for. Say so when you load them from a file.
 
     Returns:
         A Functional model from (batch, height, width, channels) to logits (batch, classes),
@@ -159,9 +167,10 @@ def ResNetFCT(
         raise ValueError(f"project must be one of {PROJECTIONS}, got {project!r}.")
     if dim % num_heads:
         raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}.")
-    inputs, x = stem_input(input_tensor, input_shape, stem, include_preprocessing)
-    x = stem_layers(x, stem, stem_channels)
-    maps = residual_stages(x, depths, widths, STEMS[stem])
+    keras_trunk = keras_form(weights, keras_trunk)
+    inputs, image = stem_input(input_tensor, input_shape, stem, include_preprocessing, keras_trunk)
+    x = stem_layers(image, stem, stem_channels)
+    maps = residual_stages(x, depths, widths, STEMS[stem], stride_in_first=keras_trunk)
     maps[-1] = endpoint(maps[-1], STEMS[stem] * 2 ** (len(depths) - 1))
     descriptor = keras.layers.GlobalAveragePooling2D(name="descriptor")(maps[-1])
     tokens = []
@@ -197,6 +206,7 @@ def ResNetFCT(
         weights=weights,
         name=name,
         embedding_dim=embedding_dim,
+        imagenet=imagenet_weights(image, stem, stem_channels, depths, widths),
     )
 
 
