@@ -1,0 +1,270 @@
+"""Transfer learning: what trains, and how fast each layer of it does.
+
+A new task starts with the classifier alone; then the network thaws from its end, its early layers
+the more slowly the earlier they are:
+
+    model = create_model("resnet50", weights="imagenet", classes=10)
+    freeze(model, until="pool")  # compile and fit
+    unfreeze(model, from_layer="stage4_block0_conv1", batch_norm=False)
+    optimizer = discriminative_rates(AdamW(1e-4), model, layer_decay(model, 0.75))  # and again
+
+Sources: Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification"
+(arXiv:1801.06146), for discriminative rates, each layer's 2.6 times smaller than the next one's;
+Bao et al. 2022, "BEiT" (arXiv:2106.08254), for a decay by transformer blocks. Keras's
+`keras.optimizers.MultiOptimizer` carries them out.
+"""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+
+import keras
+
+__all__ = ["ScaledSchedule", "discriminative_rates", "freeze", "layer_decay", "unfreeze"]
+
+
+def freeze(model: keras.Model, until: str | None = None, *, batch_norm: bool = True) -> None:
+    """Stop training the layers from the input up to and with a named one.
+
+    "Up to" is by the order of ``model.layers``, a topological one, in which models within the model
+    stand for their layers. Later layers are left as they are. A frozen batch normalisation also
+    runs in inference mode, on its stored statistics, even while the model trains: that is what
+    ``trainable=False`` means to Keras. Compile the model afterwards.
+
+    Args:
+        model: A Functional or Sequential model.
+        until: Name of the last layer to freeze; ``None``: all layers.
+        batch_norm: ``False`` leaves batch normalisations as they are, so that their statistics can
+            follow the new data; those inside another layer go with that layer in any case.
+
+    Raises:
+        ValueError: If no layer, or more than one, has that name.
+    """
+    layers = list(_leaves(model))
+    last = len(layers) - 1 if until is None else _index(layers, until, "until", model)
+    for layer in layers[: last + 1]:
+        if batch_norm or not isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+
+
+def unfreeze(model: keras.Model, from_layer: str | None = None, *, batch_norm: bool = True) -> None:
+    """Train the layers from a named one to the output, in the order that `freeze` goes by.
+
+    Earlier layers are left as they are. Compile the model afterwards.
+
+    Args:
+        model: A Functional or Sequential model.
+        from_layer: Name of the first layer to train; ``None``: all layers.
+        batch_norm: ``False`` leaves batch normalisations as they are, also inside other layers:
+            frozen ones stay in inference mode, which small batches need.
+
+    Raises:
+        ValueError: If no layer, or more than one, has that name.
+    """
+    layers = list(_leaves(model))
+    first = 0 if from_layer is None else _index(layers, from_layer, "from_layer", model)
+    states = [
+        (layer, layer.trainable, [(norm, norm.trainable) for norm in _batch_norms(layer)])
+        for layer in layers
+    ]
+    # A model that does not train as a whole would hide what its layers do.
+    for container in model._flatten_layers():
+        if isinstance(container, keras.Model) and not container.trainable:
+            container.trainable = True
+    for index, (layer, trainable, norms) in enumerate(states):
+        layer.trainable = trainable or index >= first
+        if index < first or not batch_norm:
+            for norm, trained in norms:
+                norm.trainable = trained
+
+
+def _leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yield the layers in order, those of a model within the model in its place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer
+
+
+def _batch_norms(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return the batch normalisations in a layer, or itself if it is one."""
+    return [
+        part
+        for part in layer._flatten_layers()
+        if isinstance(part, keras.layers.BatchNormalization)
+    ]
+
+
+def _index(layers: list[keras.layers.Layer], name: str, argument: str, model) -> int:
+    names = [layer.name for layer in layers]
+    if names.count(name) == 1:
+        return names.index(name)
+    if name in names:
+        raise ValueError(
+            f"{argument}={name!r} names {names.count(name)} layers of model {model.name!r}; give "
+            "the model within it that has the one you mean."
+        )
+    raise ValueError(
+        f"{argument}={name!r} is no layer of model {model.name!r}.{_near(name, names)}"
+    )
+
+
+def _near(name: str, names) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+@keras.saving.register_keras_serializable(package="keras_hybrid")
+class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule times a constant.
+
+    Args:
+        schedule: A `keras.optimizers.schedules.LearningRateSchedule`.
+        multiplier: Of its learning rate.
+    """
+
+    def __init__(
+        self, schedule: keras.optimizers.schedules.LearningRateSchedule, multiplier: float
+    ):
+        self.schedule = schedule
+        self.multiplier = multiplier
+
+    def __call__(self, step):
+        """Return the learning rate of a step."""
+        return self.schedule(step) * self.multiplier
+
+    def get_config(self):
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "multiplier": self.multiplier}
+
+    @classmethod
+    def from_config(cls, config):
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(schedule, config["multiplier"])
+
+
+def layer_decay(model: keras.Model, decay: float = 1 / 2.6) -> dict[str, float]:
+    """Return a multiplier for each layer, smaller the further it is from the output.
+
+    Layers make one step of the decay together if their names agree up to their last part
+    ``block…`` or ``stage…`` (``block0_attention``, ``block0_mlp_dense1``; ``stage1_block2_conv1``),
+    or else up to the first underscore (``stem_conv``, ``stem_bn``). Steps are counted in the order
+    in which their first layers with weights stand in the model: the last has 1, the one before
+    ``decay``, then ``decay``². In a model of parallel branches these alternate; write the mapping
+    by hand there, with patterns.
+
+    Args:
+        model: A Functional or Sequential model.
+        decay: In (0, 1]; ULMFiT's 1/2.6 is for few steps, BEiT's are 0.65 to 0.9.
+
+    Returns:
+        Pattern of variable paths → multiplier, for `discriminative_rates`.
+
+    Raises:
+        ValueError: If ``decay`` is not in (0, 1].
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay must be in (0, 1], got {decay!r}.")
+    steps: dict[str, list[str]] = {}
+    for layer in _leaves(model):
+        if layer.weights:
+            match = re.match(r".*(?:block|stage)\d*[a-z]?(?=_|$)|[^_]*", layer.name)
+            steps.setdefault(match[0], []).append(layer.name)
+    return {
+        f"{_literal(name)}/*": decay**distance
+        for distance, names in enumerate(reversed(steps.values()))
+        for name in names
+    }
+
+
+def discriminative_rates(
+    optimizer: keras.optimizers.Optimizer, model: keras.Model, multipliers: Mapping[str, float]
+) -> keras.optimizers.MultiOptimizer:
+    """Return an optimizer like the given one whose learning rate differs from variable to variable.
+
+    Each multiplier gets a copy of ``optimizer`` with that many times the learning rate (a schedule
+    is scaled likewise), in one `keras.optimizers.MultiOptimizer`. It trains in ``fit`` on every
+    backend, under ``mixed_float16``, and is saved with the model. Weight decay is multiplied, too:
+    Keras decays by learning rate × ``weight_decay``, so a multiplier of 0 holds a variable still.
+    Variables that ``exclude_from_weight_decay`` names have none, also in the saved model.
+    What belongs to Keras's class: there is no ``learning_rate`` to read or set (callbacks that do
+    cannot be used; schedules can).
+
+    Args:
+        optimizer: Its configuration is copied, not its state.
+        model: Whose variables the patterns are about, trainable now or not.
+        multipliers: Pattern of variable paths → multiplier, as `layer_decay` returns it or by hand:
+            ``{"predictions/*": 1.0, "block1?_*": 0.1, "*": 0.01}``. ``*`` stands for any
+            characters, ``?`` for one. The first pattern that matches counts; none: 1.
+
+    Raises:
+        ValueError: If a pattern matches no variable, a multiplier is negative, or ``optimizer`` is
+            one that cannot be divided.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer | keras.optimizers.MultiOptimizer):
+        raise ValueError(
+            f"optimizer must be a plain one, got {type(optimizer).__name__}; compile() adds the "
+            "scaling of the loss itself under mixed_float16."
+        )
+    if optimizer.global_clipnorm:
+        raise ValueError(
+            f"optimizer has global_clipnorm={optimizer.global_clipnorm}, but its parts would each "
+            "clip by their own norm; use clipnorm or clipvalue."
+        )
+    groups: dict[tuple[float, bool], list[str]] = {}
+    rates = _rates(list(dict.fromkeys(variable.path for variable in model.weights)), multipliers)
+    for variable in model.weights:
+        kind = rates[variable.path], optimizer._use_weight_decay(variable)
+        groups.setdefault(kind, []).append(variable.path)
+    parts = keras.optimizers.OptimizerMap(_scaled(optimizer, 1.0, True))
+    for kind, paths in groups.items():
+        # One key for each group: Keras saves and restores an optimizer for every key.
+        if kind != (1.0, True):
+            parts["|".join(map(re.escape, paths))] = _scaled(optimizer, *kind)
+    return keras.optimizers.MultiOptimizer(parts, loss_scale_factor=optimizer.loss_scale_factor)
+
+
+def _rates(paths: list[str], multipliers: Mapping[str, float]) -> dict[str, float]:
+    """Return path → multiplier, of the first pattern that matches it."""
+    for pattern, multiplier in multipliers.items():
+        if not multiplier >= 0:
+            raise ValueError(f"multipliers must not be negative, got {multiplier} for {pattern!r}.")
+        if not fnmatch.filter(paths, pattern):
+            raise ValueError(
+                f"multipliers has the pattern {pattern!r}, which matches no variable."
+                f"{_near(pattern, paths)}"
+            )
+
+    def rate(path: str) -> float:
+        matching = (m for pattern, m in multipliers.items() if fnmatch.fnmatchcase(path, pattern))
+        return float(next(matching, 1.0))
+
+    return {path: rate(path) for path in paths}
+
+
+def _literal(name: str) -> str:
+    """Return the pattern that matches ``name`` alone."""
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def _scaled(optimizer: keras.optimizers.Optimizer, multiplier: float, decays: bool):
+    """Return a new optimizer of the same configuration, a scaled rate, and perhaps no decay."""
+    rate = optimizer._learning_rate
+    schedules = keras.optimizers.schedules.LearningRateSchedule
+    if not isinstance(rate, keras.Variable | schedules):
+        raise ValueError(
+            "optimizer must have a number or a LearningRateSchedule as its learning_rate, got "
+            f"{rate!r}."
+        )
+    config = optimizer.get_config()
+    config["name"] = f"{optimizer.name}_{multiplier:g}".replace(".", "_").replace("-", "_")
+    if not decays and config["weight_decay"] is not None:
+        config["weight_decay"] = 0.0
+    part = type(optimizer).from_config(config)
+    if isinstance(rate, schedules):
+        part.learning_rate = ScaledSchedule(rate, multiplier)
+    else:
+        part.learning_rate = float(keras.ops.convert_to_numpy(rate)) * multiplier
+    return part
