@@ -99,6 +99,37 @@ SMALL = {
         "stages": ((1, 8, 1, 1), (2, 8, 2, 2)),
         "head_channels": 16,
     },
+    "ensemble_*": {
+        "input_shape": (16, 16, 3),
+        "members": (
+            (
+                "efficientnet_b0_face",
+                {
+                    "stem_channels": 8,
+                    "stages": (("mbconv", 3, 1, 8, 1, 2),),
+                    "head_channels": 8,
+                    "embedding_dim": 16,
+                },
+            ),
+            ("vit_p8s8", {"dim": 16, "depth": 1, "num_heads": 2, "head_dim": 8}),
+        ),
+    },
+    "late_fusion_*": {
+        "input_shape": (16, 16, 3),
+        "members": (
+            (
+                "efficientnet_b0_face",
+                {
+                    "stem_channels": 8,
+                    "stages": (("mbconv", 3, 1, 8, 1, 2),),
+                    "head_channels": 8,
+                    "embedding_dim": 8,
+                },
+            ),
+            ("vit_p8s8", {"dim": 16, "depth": 1, "num_heads": 2, "head_dim": 8}),
+        ),
+        "embedding_dim": 12,
+    },
     "vit_p*": {"input_shape": (16, 16, 3), "dim": 16, "depth": 2, "num_heads": 2, "head_dim": 8},
     "vit_*": {"input_shape": (16, 16, 3), "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2},
     "convit_*": {
@@ -219,6 +250,8 @@ ATTENTION_LAYERS = {
     "coatnet_*": 2,
     "conformer_*": 3,
     "convit_*": 2,
+    "ensemble_*": 1,
+    "late_fusion_*": 1,
     "nat_*": 0,
     "swin_*": 3,
 }

@@ -15,6 +15,7 @@ from keras_hybrid.applications.face_transformer import FaceTransformer
 from keras_hybrid.applications.facerec import FaceRec
 from keras_hybrid.applications.facerec_small import FaceRecSmall
 from keras_hybrid.applications.features import feature_model
+from keras_hybrid.applications.fusion import Ensemble, LateFusion
 from keras_hybrid.applications.iresnet import IResNet
 from keras_hybrid.applications.kprpe import KPRPE
 from keras_hybrid.applications.margin_model import MarginModel
@@ -44,10 +45,12 @@ __all__ = [
     "CvT",
     "EfficientNet",
     "EfficientNetViT",
+    "Ensemble",
     "FaceRec",
     "FaceRecSmall",
     "FaceTransformer",
     "IResNet",
+    "LateFusion",
     "MarginModel",
     "MobileFaceNet",
     "MobileNetV2",

@@ -26,6 +26,7 @@ _FAMILIES = (
     "face_transformer",
     "facerec",
     "facerec_small",
+    "fusion",
     "iresnet",
     "kprpe",
     "mobilefacenet",

@@ -397,6 +397,8 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ("efficientnet_lite0", RELEASE_LITE),
         ("efficientvit_face", RAW),
         ("efficientvit_face_small", HALF),
+        ("ensemble_efficientnet_vit", RAW),
+        ("late_fusion_efficientnet_vit", RAW),
         ("iresnet50", HALF),
         ("kprpe_vit_base", HALF),
         ("mobilefacenet", MOBILEFACENET),
