@@ -210,10 +210,9 @@ def LateFusion(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    arguments = {"include_top": False, "pooling": "native"}
     inputs, image, parts = _members(
-        *(members, input_tensor, input_shape, include_preprocessing),
-        include_top=False,
-        pooling="native",
+        members, input_tensor, input_shape, include_preprocessing, **arguments
     )
     projected = [
         keras.layers.Dense(
