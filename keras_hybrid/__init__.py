@@ -10,7 +10,7 @@ from keras_hybrid import applications, layers, losses, metrics, transfer
 from keras_hybrid._version import __version__
 from keras_hybrid.applications.features import feature_model
 from keras_hybrid.applications.registry import create_model, list_models, model_info
-from keras_hybrid.applications.transfer import transfer_weights
+from keras_hybrid.applications.resizing import transfer_weights
 
 _LAZY = ("convert", "data", "evaluation", "explain", "export")
 

@@ -27,7 +27,7 @@ from keras_hybrid.applications.resnet import ResNet
 from keras_hybrid.applications.resnet_fct import ResNetFCT
 from keras_hybrid.applications.san import SAN
 from keras_hybrid.applications.swin import Swin
-from keras_hybrid.applications.transfer import transfer_weights
+from keras_hybrid.applications.resizing import transfer_weights
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [

@@ -67,7 +67,7 @@ def feature_model(model: keras.Model, endpoints: Sequence[str] | None = None) ->
     network may round otherwise where the size does not divide). Stages are counted differently from
     family to family, and strides need not be powers of two; but a stride names the same resolution
     everywhere. With two digits names sort from fine to coarse, and alphabetical order is the one
-    that Keras gives to dictionaries.
+    that Keras gives to dictionaries. In a fused model the member's name comes before the stride.
 
     Args:
         model: A model that one of the builders returned, with any head, also one that was saved
