@@ -23,11 +23,11 @@ from keras_hybrid.applications.mobilefacenet import MobileFaceNet
 from keras_hybrid.applications.mobilenet_v2 import MobileNetV2
 from keras_hybrid.applications.nat import NAT
 from keras_hybrid.applications.registry import ModelInfo, create_model, list_models, model_info
+from keras_hybrid.applications.resizing import transfer_weights
 from keras_hybrid.applications.resnet import ResNet
 from keras_hybrid.applications.resnet_fct import ResNetFCT
 from keras_hybrid.applications.san import SAN
 from keras_hybrid.applications.swin import Swin
-from keras_hybrid.applications.resizing import transfer_weights
 from keras_hybrid.applications.vit import ViT, ViTB16, ViTS16, ViTTi16
 
 __all__ = [
