@@ -50,7 +50,9 @@ def test_a_published_efficientnet_lite0_answers_as_its_own_package():
     checkpoint = lite0_checkpoint()
     torch = pytest.importorskip("torch")
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=checkpoint)
+    theirs = package.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=str(checkpoint)
+    )
     images = noise(224)
     with torch.no_grad():
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)
