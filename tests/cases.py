@@ -256,7 +256,12 @@ ATTENTION_LAYERS = {
     "swin_*": 3,
 }
 # Further layers that the head of a tiny model reads.
-READ_BESIDE_THE_LAST_MAP = {"conformer_*": ("norm",), "resnet50_fct*": ("stride01",)}
+READ_BESIDE_THE_LAST_MAP = {
+    "conformer_*": ("norm",),
+    "resnet50_fct*": ("stride01",),
+    "ensemble_*": ("efficientnet_b0_face_stride04",),
+    "late_fusion_*": ("efficientnet_b0_face_stride04",),
+}
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

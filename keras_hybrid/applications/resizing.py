@@ -85,7 +85,9 @@ def _values(source, origin, target, layer) -> list[np.ndarray] | None:
 def _grid(model: keras.Model, layer: keras.layers.Layer, variable) -> tuple[int, int] | None:
     """Return (rows, columns) of what a table is learnt for, or None if it is no table."""
     if isinstance(layer, LearnedPositionEmbedding):
-        return tuple(model.get_layer("tokens").input.shape[1:3])
+        # In a fused model, the member's name comes before the layers' names.
+        member = layer.name.removesuffix("position_embedding")
+        return tuple(model.get_layer(f"{member}tokens").input.shape[1:3])
     if isinstance(layer, RelativePositionBias):
         height, width = layer.grid_size
         return (2 * height - 1, 2 * width - 1)

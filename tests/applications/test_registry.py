@@ -497,6 +497,7 @@ def pyramid(model: keras.Model) -> dict[str, tuple]:
     return {name: tuple(x.shape) for name, x in features.output.items()}
 
 
+@once
 @every_model
 def test_feature_maps_are_named_by_their_stride_from_fine_to_coarse(name):
     _, height, width, _ = full_size(name).input_shape
