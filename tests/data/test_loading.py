@@ -243,7 +243,9 @@ def test_fit_sees_each_epoch_in_turn_from_the_position_given(workers):
     assert (batches.epoch, batches.start_batch) == (5, 0)
     seen.clear()
     model.fit(batches, initial_epoch=5, epochs=7, verbose=0)
-    assert {(0, epoch, batch) for epoch in (5, 6) for batch in range(6)} == set(seen)
+    # A batch of epoch 4 that was read ahead and given up may arrive this late.
+    later = {seed for seed in seen if seed[1] != 4}
+    assert {(0, epoch, batch) for epoch in (5, 6) for batch in range(6)} == later
     assert batches.epoch == 7
     model.evaluate(Batches(*arrays(), 4, shuffle=False), verbose=0)
 
