@@ -25,6 +25,7 @@ Comparisons:
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -212,41 +213,36 @@ def _biased(fused: bool, batch: int, size: int):
 
 # Name → (the zoo's form, the other form, what they are, batch, image size).
 COMPARISONS = {
-    "san10_patchwise/train": (
-        lambda *at: _san_training("patchwise", False, *at),
-        lambda *at: _san_training("patchwise", True, *at),
-        "slices of a padded map",
-        "unfolding through an identity convolution",
-        2,
-        128,
-    ),
-    "san10_pairwise/train": (
-        lambda *at: _san_training("pairwise", False, *at),
-        lambda *at: _san_training("pairwise", True, *at),
-        "slices of a padded map",
-        "unfolding through an identity convolution",
-        2,
-        128,
-    ),
+    **{
+        f"san10_{attention}/train": (
+            functools.partial(_san_training, attention, False),
+            functools.partial(_san_training, attention, True),
+            "slices of a padded map",
+            "unfolding through an identity convolution",
+            2,
+            128,
+        )
+        for attention in ("patchwise", "pairwise")
+    },
     "neighborhood_attention/inference": (
-        lambda *at: _neighborhood(False, *at),
-        lambda *at: _neighborhood(True, *at),
+        functools.partial(_neighborhood, False),
+        functools.partial(_neighborhood, True),
         "tiles with hidden keys",
         "gathered keys",
         4,
         56,
     ),
     "nat_mini/inference": (
-        lambda *at: _zoo_model("nat_mini", *at),
-        lambda *at: _zoo_model("swin_tiny", *at),
+        functools.partial(_zoo_model, "nat_mini"),
+        functools.partial(_zoo_model, "swin_tiny"),
         "nat_mini",
         "swin_tiny",
         4,
         224,
     ),
     "biased_attention/inference": (
-        lambda *at: _biased(False, *at),
-        lambda *at: _biased(True, *at),
+        functools.partial(_biased, False),
+        functools.partial(_biased, True),
         "two matrix products",
         "keras.ops.dot_product_attention",
         16,
@@ -307,12 +303,7 @@ def compare(comparison: str, given: argparse.Namespace) -> dict:
                         comparison,
                         str(side),
                         folder,
-                        "--steps",
-                        str(given.steps),
-                        "--threads",
-                        str(given.threads),
-                        "--backend",
-                        given.backend,
+                        *options,
                     ],
                     check=True,
                 )
