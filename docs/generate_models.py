@@ -23,7 +23,9 @@ PyTorch: the parameters and MACs below; the builder's signature; features, pooli
 as told; a dynamic batch; other image sizes, or an error that names the allowed ones; feature maps
 of every resolution (`kh.feature_model`); `fit` in float32, mixed_bfloat16 and mixed_float16 (the
 latter not with JAX on a CPU); `.keras`, JSON and weight files, also from one backend to another;
-LiteRT files with built-in operators only, and SavedModels.
+LiteRT files with built-in operators only, and SavedModels. Counts and refusals of wrong arguments,
+which do not depend on the backend, are tested on PyTorch; arithmetic on a tiny model of each
+family.
 
 No weights come with the package; each page says where the authors publish theirs. Licences given
 there are those of repositories and model cards. Data have terms of their own: timm's README takes
