@@ -6,7 +6,7 @@ Importing this package registers every layer, loss and model class, so that
 
 import importlib
 
-from keras_hybrid import applications, layers, losses, metrics, transfer
+from keras_hybrid import applications, layers, losses, metrics, optimizers, transfer
 from keras_hybrid._version import __version__
 from keras_hybrid.applications.features import feature_model
 from keras_hybrid.applications.registry import create_model, list_models, model_info
@@ -24,6 +24,7 @@ __all__ = [
     "losses",
     "metrics",
     "model_info",
+    "optimizers",
     "transfer",
     "transfer_weights",
     *_LAZY,

@@ -33,8 +33,8 @@ class Recipe:
             (cross-entropy on scaled cosines: a margin of 0).
         margin: Of the loss. ``None``: the loss's own default.
         scale: Factor on the cosines (the papers' s).
-        optimizer: "adamw", "adam", "sgd" or "muon" (for the matrices of blocks and the
-            embedding's projection; AdamW for everything else).
+        optimizer: "adamw", "adam", "sgd" or "muon" (``keras_hybrid.optimizers.Muon``: for matrices
+            and convolutions; AdamW for everything else).
         learning_rate: Peak learning rate.
         schedule: "cosine" (to zero), "cosine_restarts" or "constant".
         warmup_epochs: Epochs of linear warm-up, for "cosine".

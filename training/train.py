@@ -18,9 +18,9 @@ from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, wi
 
 LOG = logging.getLogger("training")
 
-# Parts of variable paths. Muon is for the matrices of blocks and the embedding's projection;
-# classifiers, tables and pooling keep AdamW, as does every weight that is not a matrix.
-NOT_ORTHOGONALISED = ["predictions", "pooling", "position", "convolutional_attention"]
+# Parts of variable paths. Muon is for matrices and convolutions; classifiers, tables and pooling
+# keep AdamW.
+NOT_ORTHOGONALISED = ["predictions", "pooling", "position"]
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recipe]:
@@ -102,6 +102,8 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
     """Return the recipe's optimizer with its learning-rate schedule."""
     import keras
 
+    from keras_hybrid.optimizers import Muon
+
     # Muon's own rate is the matrices'; what AdamW updates beside it has a share of that rate.
     is_muon = recipe.optimizer == "muon"
     peak = recipe.matrix_learning_rate if is_muon else recipe.learning_rate
@@ -128,7 +130,7 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
     if is_muon:
         share = recipe.learning_rate / recipe.matrix_learning_rate
         common["weight_decay"] = recipe.matrix_weight_decay
-        return keras.optimizers.Muon(
+        return Muon(
             adam_beta_2=recipe.beta_2,
             adam_lr_ratio=share,
             adam_weight_decay=recipe.weight_decay * share,

@@ -114,7 +114,7 @@ def FaceRecSmall(
     relative_position: bool = True,
     depthwise: bool = False,
     place_dim: int = 64,
-    pooled_dropout: float = 0.2,
+    pooled_dropout: float = 0.1,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
     drop_path: float = 0.1,

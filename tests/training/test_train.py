@@ -148,11 +148,14 @@ def test_weight_decay_spares_vectors_and_positions():
     assert any(path.endswith("block0_attention/qkv/kernel") for path in decayed)
 
 
-def test_muon_takes_the_matrices_of_blocks_and_the_embedding_and_adamw_the_rest():
+def test_muon_takes_matrices_and_convolutions_and_adamw_the_rest():
     block = r"block\d+_(attention/(qkv|projection)|mlp_dense[12])"
+    attention = r"block\d+_convolutional_attention/(query|key)"
+    others = r"stem[12]_conv|tap[012]_conv|places_projection|embedding_projection"
     recipe = dataclasses.replace(
         TINY,
-        model_arguments={**TINY.model_arguments, "embedding_dim": 8},
+        model="facerec_small",
+        model_arguments={"depth": 1},
         optimizer="muon",
         schedule="constant",
         learning_rate=1e-3,
@@ -160,14 +163,17 @@ def test_muon_takes_the_matrices_of_blocks_and_the_embedding_and_adamw_the_rest(
         weight_decay=0.08,
         matrix_weight_decay=0.1,
     )
-    optimizer = train.build_model(recipe, 4, 4).optimizer
     model = train.build_model(recipe, 4, 4)
+    optimizer = model.optimizer
     adam = {v.path for v in model.trainable_variables if optimizer._should_use_adamw(v)}
     matrices = {v.path for v in model.trainable_variables} - adam
     assert matrices == {
         v.path
         for v in model.trainable_variables
-        if re.fullmatch(rf"({block}|embedding_projection)/kernel", v.path)
+        if re.fullmatch(rf"({block}|{attention}|{others})/kernel", v.path)
+    }
+    assert {"stem0_conv/kernel", "stem1_conv/kernel", "tap0_conv/kernel"} & adam == {
+        "stem0_conv/kernel"
     }
     rate = float(optimizer.learning_rate)
     assert rate == pytest.approx(4e-3)

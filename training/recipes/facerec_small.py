@@ -5,9 +5,9 @@ each identity, or ``--data faces.csv --images faces.zip --train-split train --te
 Hardware: two CPU cores suffice at 64×64; any CUDA GPU with ``--precision mixed_bfloat16``.
 Measured: see ``benchmarks/results/facerec_306.csv``.
 
-Muon learns the blocks' matrices in about half of the epochs that AdamW takes; batches are small
-because a few thousand images make few steps. CosFace at s 30 is the default because s 64 saturates
-early with few identities.
+Muon learns matrices and convolutions in about half of the epochs that AdamW takes; batches are
+small because a few thousand images make few steps. CosFace at s 30 is the default because s 64
+saturates early with few identities.
 """
 
 from training.recipe import Recipe
