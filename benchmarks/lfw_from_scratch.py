@@ -102,6 +102,7 @@ def main() -> None:
             {
                 **results,
                 "model": recipe.model,
+                "identities": results["classes"],
                 "image_size": recipe.image_size,
                 "seed": recipe.seed,
                 "flip": flip,

@@ -1,5 +1,6 @@
-"""Checkpoints that survive a kill at any moment, and the stop at a NaN."""
+"""Checkpoints that survive a kill at any moment, and what ends a run before its last epoch."""
 
+import contextlib
 import csv
 import json
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["Checkpoint", "StopAtNaN", "Throughput"]
+__all__ = ["Checkpoint", "StopAtNaN", "StopEarly", "Throughput"]
 
 POINTER = "latest.json"
 
@@ -26,7 +27,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Keras's ``BackupAndRestore`` restarts the epoch it was killed in with the weights of its middle;
     this one goes on with the next batch. ``best.keras`` is the model at its highest validation
-    accuracy.
+    accuracy, with the average of its weights where the optimizer keeps one.
 
     Args:
         folder: Folder of the run; checkpoints go to ``checkpoint/`` in it, the history also to
@@ -148,10 +149,15 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Remember which batch of the epoch is Keras's first."""
         self._start = self.batches.start_batch
+        if self._start == 0:  # the state is from before PyTorch's loader drew its own seed
+            self._set_random_state()
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Set PyTorch's random numbers to where the checkpoint left them, once."""
-        # Only now: on its way here ``fit`` has run the model to learn its shapes.
+        """Set PyTorch's random numbers to where a checkpoint within an epoch left them, once."""
+        self._set_random_state()
+
+    def _set_random_state(self) -> None:
+        # Not before ``fit`` has begun: it runs the model to learn its shapes.
         _set_torch_random_state(self._random_state)
         self._random_state = {}
 
@@ -169,7 +175,8 @@ class Checkpoint(keras.callbacks.Callback):
         if "val_accuracy" in logs and logs["val_accuracy"] >= max(
             row.get("val_accuracy", -1.0) for row in self.history
         ):
-            self.model.save(self.folder.parent / "best.keras")
+            with _averaged_weights(self.model):
+                self.model.save(self.folder.parent / "best.keras")
         self.save(epoch + 1, 0)
         self._write_csv()
 
@@ -205,6 +212,56 @@ def _set_torch_random_state(state: dict[str, np.ndarray]) -> None:
     for i in range(torch.cuda.device_count()):
         if f"torch_cuda{i}" in state:
             torch.cuda.set_rng_state(torch.from_numpy(state[f"torch_cuda{i}"]), i)
+
+
+@contextlib.contextmanager
+def _averaged_weights(model: keras.Model):
+    """Put the optimizer's moving average, if it keeps one, in the place of the weights."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema:
+        yield
+        return
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None:
+        sync()
+    kept = [keras.ops.convert_to_numpy(v.value) for v in model.trainable_variables]
+    optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables, kept, strict=True):
+            variable.assign(value)
+
+
+class StopEarly(keras.callbacks.Callback):
+    """Ends a run when the validation accuracy has stopped rising.
+
+    It goes by the checkpoint's history alone, so that a resumed run ends where an uninterrupted one
+    would; Keras's ``EarlyStopping`` counts anew. Must come after the checkpoint in the list.
+
+    Args:
+        checkpoint: The run's `Checkpoint`.
+        patience: Epochs without a better validation accuracy.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, patience: int):
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.patience = patience
+
+    def is_time(self) -> bool:
+        """Whether the run is over."""
+        history = self.checkpoint.history
+        best = max(history, key=lambda row: row.get("val_accuracy", -1.0), default=None)
+        if best is None or "val_accuracy" not in best:
+            return False
+        validated = [row["epoch"] for row in history if "val_accuracy" in row]
+        return validated[-1] - best["epoch"] >= self.patience
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Look at the history, which has this epoch already."""
+        if self.is_time():
+            self.model.stop_training = True
 
 
 class StopAtNaN(keras.callbacks.Callback):

@@ -30,13 +30,17 @@ class Recipe:
         batch_size: Images in a step.
         epochs: Passes over the training images.
         loss: "arcface", "cosface", "sphereface", "curricularface", "adaface" or "softmax"
-            (cross-entropy on scaled cosines: a margin of 0).
+            (cross-entropy on scaled cosines: a margin of 0), with a cosine classifier; or
+            "cross_entropy", with a dense one.
         margin: Of the loss. ``None``: the loss's own default.
         scale: Factor on the cosines (the papers' s).
+        label_smoothing: Of "cross_entropy": the share that is spread over all classes.
         optimizer: "adamw", "adam", "sgd" or "muon" (``keras_hybrid.optimizers.Muon``: for matrices
             and convolutions; AdamW for everything else).
         learning_rate: Peak learning rate.
-        schedule: "cosine" (to zero), "cosine_restarts" or "constant".
+        schedule: "cosine" (to zero), "cosine_restarts", "one_cycle" (from a 25th of the peak up
+            to it in 30 % of the steps, then a cosine to almost zero; Smith and Topin 2018) or
+            "constant".
         warmup_epochs: Epochs of linear warm-up, for "cosine".
         restart_steps: First period of "cosine_restarts" in steps (the papers' T_init).
         restart_factor: Growth of the periods (T_mult).
@@ -48,8 +52,13 @@ class Recipe:
             everything else has AdamW at ``learning_rate``.
         matrix_weight_decay: Their decoupled weight decay.
         clip_norm: Largest global norm of the gradients, or ``None``.
-        augment: Whether to augment with ``face_augmentation``.
-        augmentation: Keywords of ``face_augmentation``.
+        augment: "faces" (``keras_hybrid.data.face_augmentation``), "images"
+            (``keras_hybrid.data.image_augmentation``) or "none".
+        augmentation: Keywords of that function.
+        ema_momentum: Of an exponential moving average of the weights, which is what is validated
+            and what the run ends with; ``None``: no average.
+        patience: End the run when this many epochs have brought no better validation accuracy;
+            ``None``: never.
         validation_every: Epochs between validations; the last epoch is always validated.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
         seed: Of initial weights, data order, augmentation and dropout.
@@ -77,6 +86,7 @@ class Recipe:
     loss: str = "cosface"
     margin: float | None = None
     scale: float = 30.0
+    label_smoothing: float = 0.0
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     schedule: str = "cosine"
@@ -89,8 +99,10 @@ class Recipe:
     matrix_learning_rate: float = 5e-3
     matrix_weight_decay: float = 0.2
     clip_norm: float | None = 2.0
-    augment: bool = True
+    augment: str = "faces"
     augmentation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ema_momentum: float | None = None
+    patience: int | None = None
     validation_every: int = 4
     precision: str = "float32"
     seed: int = 0
@@ -109,9 +121,11 @@ class Recipe:
                 "curricularface",
                 "adaface",
                 "softmax",
+                "cross_entropy",
             ),
             "optimizer": ("adamw", "adam", "sgd", "muon"),
-            "schedule": ("cosine", "cosine_restarts", "constant"),
+            "schedule": ("cosine", "cosine_restarts", "one_cycle", "constant"),
+            "augment": ("faces", "images", "none"),
             "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
         }
         for name, values in accepted.items():
@@ -133,6 +147,18 @@ class Recipe:
         for name in ("learning_rate", "matrix_learning_rate", "scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)!r}.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be positive or none; got {self.patience!r}.")
+        if self.ema_momentum is not None and not 0 < self.ema_momentum < 1:
+            raise ValueError(f"ema_momentum must be in (0, 1) or none; got {self.ema_momentum!r}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1); got {self.label_smoothing!r}.")
+        mixes = self.augmentation.get("mixup") or self.augmentation.get("cutmix")
+        if self.loss != "cross_entropy" and (self.label_smoothing or mixes):
+            raise ValueError(
+                "label_smoothing, mixup and cutmix need loss='cross_entropy': a margin has one "
+                f"class; got loss={self.loss!r}."
+            )
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"test_fraction must be in (0, 1); got {self.test_fraction!r}.")
         if (self.train_split is None) != (self.test_split is None):
@@ -223,10 +249,6 @@ def _convert(option: str, text: str, kind: Any) -> Any:
     if type(None) in kinds and text.lower() == "none":
         return None
     target = next(k for k in kinds if k is not type(None))
-    if target is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"{option} must be true or false; got {text!r}.")
-        return text.lower() == "true"
     try:
         return target(text)
     except ValueError:

@@ -41,6 +41,7 @@ def finish(
     from keras_hybrid import evaluation
 
     figures, tables = {}, {}
+    kind = "Classes" if recipe.loss == "cross_entropy" else "Identities"
     plain = evaluation.evaluate_classifier(
         model, test.images, test.labels, class_names=test.class_names
     )
@@ -51,7 +52,7 @@ def finish(
     results = {
         "model": recipe.model,
         "parameters": model.count_params(),
-        "identities": len(test.class_names),
+        "classes": len(test.class_names),
         "images": len(train.labels),
         "top1": plain.top1,
         "top5": plain.top_k.get(5),
@@ -71,11 +72,15 @@ def finish(
     summary = {
         "Top-1": f"{plain.top1:.1%}",
         "Top-1, flip averaged": f"{flipped.top1:.1%}",
-        "Identities": len(test.class_names),
+        kind: len(test.class_names),
         "Parameters": model.count_params(),
         "Training time": f"{seconds / 60:.1f} min",
     }
-    tables["Identification of the test images"] = {
+    if len(test.class_names) <= 20:
+        figures["Confusion of the test images"] = evaluation.plot_confusion(
+            plain, out / "confusion.png"
+        )
+    tables["Classification of the test images"] = {
         name: {
             "top-1": f"{r.top1:.2%}",
             "top-5": f"{r.top_k[5]:.2%}" if 5 in r.top_k else "–",
@@ -137,20 +142,21 @@ def finish(
 def _export(recipe: Recipe, model, train, out: pathlib.Path) -> list[dict]:
     from keras_hybrid import export
 
+    output = "predictions" if recipe.loss == "cross_entropy" else "embedding"
     calibration = train.images[:: max(1, len(train.images) // 128)][:128].astype("float32")
     reports = []
     for kind in recipe.export.split("+"):
         print(f"Exporting {kind} …", flush=True)
         if kind == "saved_model":
-            reports.append(export.to_saved_model(model, out / "saved_model", output="embedding"))
+            reports.append(export.to_saved_model(model, out / "saved_model", output=output))
         elif kind == "onnx":
-            reports.append(export.to_onnx(model, out / "model.onnx", output="embedding"))
+            reports.append(export.to_onnx(model, out / "model.onnx", output=output))
         else:
             reports.append(
                 export.to_litert(
                     model,
                     out / ("model.tflite" if kind == "litert" else "model_int8.tflite"),
-                    output="embedding",
+                    output=output,
                     quantization=None if kind == "litert" else "int8",
                     representative_data=calibration,
                 )

@@ -83,8 +83,14 @@ def load_pairs(recipe: Recipe):
 
 def build_loss(recipe: Recipe):
     """Return the recipe's loss."""
+    import keras
+
     from keras_hybrid import losses
 
+    if recipe.loss == "cross_entropy":
+        return keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=recipe.label_smoothing
+        )
     if recipe.loss == "softmax":
         return losses.CosFace(margin=0.0, scale=recipe.scale)
     kind = {
@@ -116,6 +122,12 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
             warmup_target=peak if warmup else None,
             warmup_steps=warmup,
         )
+    elif recipe.schedule == "one_cycle":
+        total = recipe.epochs * steps_per_epoch
+        warmup = min(round(0.3 * total), total - 1)
+        rate = keras.optimizers.schedules.CosineDecay(
+            peak / 25, total - warmup, alpha=4e-6, warmup_target=peak, warmup_steps=warmup
+        )
     elif recipe.schedule == "cosine_restarts":
         rate = keras.optimizers.schedules.CosineDecayRestarts(
             peak, recipe.restart_steps, t_mul=recipe.restart_factor
@@ -127,6 +139,8 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
         "weight_decay": recipe.weight_decay or None,
         "global_clipnorm": recipe.clip_norm,
     }
+    if recipe.ema_momentum is not None:
+        common |= {"use_ema": True, "ema_momentum": recipe.ema_momentum}
     if is_muon:
         share = recipe.learning_rate / recipe.matrix_learning_rate
         common["weight_decay"] = recipe.matrix_weight_decay
@@ -159,22 +173,60 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
     """Return the recipe's compiled model."""
     import keras_hybrid as kh
 
+    is_margin = recipe.loss != "cross_entropy"
     arguments = {
         "classes": classes,
         "input_shape": (recipe.image_size, recipe.image_size, 3),
-        "classifier": "cosine",
+        "classifier": "cosine" if is_margin else "dense",
+        "classifier_activation": None,
         **recipe.model_arguments,
     }
     model = kh.create_model(recipe.model, **arguments)
     optimizer = build_optimizer(recipe, steps_per_epoch)
     if recipe.weight_decay:
         optimizer.exclude_from_weight_decay(var_list=without_weight_decay(model))
-    model.compile(
-        optimizer,
-        loss=build_loss(recipe),
-        metrics=["accuracy", kh.metrics.MeanTargetCosine(name="target_cosine")],
-    )
+    metrics = ["accuracy"]
+    if is_margin:
+        metrics.append(kh.metrics.MeanTargetCosine(name="target_cosine"))
+    elif classes > 5:
+        import keras
+
+        metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
+    model.compile(optimizer, loss=build_loss(recipe), metrics=metrics)
     return model
+
+
+def build_augmentation(recipe: Recipe, classes: int):
+    """Return what ``keras_hybrid.data.Batches`` augments with, or ``None``."""
+    from keras_hybrid import data
+
+    # Cross-entropy takes distributions, since mixed images have them.
+    one_hot = classes if recipe.loss == "cross_entropy" else None
+    if recipe.augment == "images":
+        return data.image_augmentation(recipe.image_size, one_hot, **recipe.augmentation)
+    augment = data.face_augmentation(**recipe.augmentation) if recipe.augment == "faces" else None
+    return augment if one_hot is None else _OneHot(augment, one_hot)
+
+
+class _OneHot:
+    """An augmentation of images alone, with labels as distributions."""
+
+    takes_labels = True
+
+    def __init__(self, augment, classes: int):
+        self.augment = augment
+        self.classes = classes
+
+    def __call__(self, images, labels, seed):
+        if self.augment is not None:
+            images = self.augment(images, seed=seed)
+        return images, _distributions(labels, self.classes)
+
+
+def _distributions(labels, classes: int):
+    import numpy as np
+
+    return np.eye(classes, dtype="float32")[labels]
 
 
 def fit(
@@ -193,16 +245,18 @@ def fit(
     Returns:
         (history, seconds): one dictionary for each epoch, and the training time of all runs.
     """
-    from keras_hybrid import data
-    from training.checkpoint import Checkpoint, StopAtNaN, Throughput
+    import keras
 
-    augment = data.face_augmentation(**recipe.augmentation) if recipe.augment else None
+    from keras_hybrid import data
+    from training.checkpoint import Checkpoint, StopAtNaN, StopEarly, Throughput
+
+    classes = len(train.class_names)
     batches = data.Batches(
         train.images,
         train.labels,
         recipe.batch_size,
         seed=recipe.seed,
-        augment=augment,
+        augment=build_augmentation(recipe, classes),
         drop_remainder=len(train.labels) >= recipe.batch_size,
         workers=recipe.workers,
     )
@@ -219,11 +273,19 @@ def fit(
         checkpoint,
         *_tensorboard(out / "tensorboard"),
     ]
-    validation = (test.images, test.labels)
+    if recipe.ema_momentum is not None:
+        callbacks.append(keras.callbacks.SwapEMAWeights())  # the average is what is validated
+    early = StopEarly(checkpoint, recipe.patience) if recipe.patience is not None else None
+    if early is not None:
+        callbacks.append(early)
+    labels = test.labels
+    if recipe.loss == "cross_entropy":
+        labels = _distributions(labels, classes)
+    validation = (test.images, labels)
     # An epoch that was broken off is finished by a fit of its own: Keras counts steps once a fit.
     stops = [batches.epoch + 1, recipe.epochs] if batches.start_batch else [recipe.epochs]
     for stop in stops:
-        if batches.epoch >= stop:
+        if batches.epoch >= stop or (early is not None and early.is_time()):
             continue
         model.fit(
             batches,
@@ -236,6 +298,8 @@ def fit(
             shuffle=False,  # Keras would permute the batches; ``Batches`` has shuffled the images
             verbose=verbose,
         )
+        if stop != recipe.epochs:
+            checkpoint.restore()  # the end of a fit leaves the average in the weights' place
     return checkpoint.history, checkpoint.seconds
 
 
@@ -274,10 +338,11 @@ def run(recipe: Recipe, out: pathlib.Path, *, restart: bool = False, verbose: in
 
     from training.report import finish
 
-    keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
     train, test = load_data(recipe)
     pairs = load_pairs(recipe)
+    # After the data: what a reader imports on its first use may draw from Python's generator.
+    keras.utils.set_random_seed(recipe.seed)
     classes = len(train.class_names)
     steps = max(1, len(train.labels) // recipe.batch_size)
     model = build_model(recipe, classes, steps)

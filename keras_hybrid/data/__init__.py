@@ -2,12 +2,14 @@
 
 Image sources (:func:`open_source`) give random access to labelled images; :func:`load_arrays`
 decodes them once; :class:`Batches` feeds ``model.fit`` and can be resumed anywhere;
-:func:`face_augmentation` varies face crops; :func:`synthetic_identities` invents people where there
-is no photograph; :func:`read_lfw_pairs` reads verification protocols.
+:func:`face_augmentation` varies face crops and :func:`image_augmentation` other images;
+:func:`synthetic_identities` invents people where there is no photograph; :func:`read_lfw_pairs`
+reads verification protocols.
 """
 
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
 from keras_hybrid.data.files import UnreadableImageError
+from keras_hybrid.data.layer_augmentation import LayerAugmentation, image_augmentation
 from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
 from keras_hybrid.data.pairs import PairList, make_pairs, read_lfw_pairs
 from keras_hybrid.data.sources import (
@@ -31,6 +33,7 @@ __all__ = [
     "FaceAugmentation",
     "FolderSource",
     "ImageSource",
+    "LayerAugmentation",
     "LoadedImages",
     "NpzSource",
     "PairList",
@@ -39,6 +42,7 @@ __all__ = [
     "UnreadableImageError",
     "ZipSource",
     "face_augmentation",
+    "image_augmentation",
     "load_arrays",
     "make_pairs",
     "open_source",

@@ -220,13 +220,16 @@ class Batches(keras.utils.PyDataset):
         batch_size: Images per batch.
         shuffle: Whether every epoch has its own order; False for evaluation.
         seed: Seed of order and augmentation.
-        augment: ``augment(images, seed=(…))``, such as :func:`face_augmentation`, or None.
+        augment: ``augment(images, seed=(…))``, such as :func:`face_augmentation`; or, where it has
+            a true ``takes_labels``, ``augment(images, labels, seed=(…))``, which returns both, such
+            as :func:`image_augmentation`; or None.
         epoch: Epoch to begin with.
         start_batch: Batch of that epoch to begin with.
         drop_remainder: Whether a last, smaller batch is left out.
         image_size: Side, or (height, width), that images of a source are resized to; None if they
             all have one size.
-        workers: Threads that read ahead; 0 prepares each batch when it is asked for.
+        workers: Threads that read ahead; 0 prepares each batch when it is asked for, as does any
+            number where ``augment`` has a false ``thread_safe``.
         max_queue_size: Largest number of batches read ahead.
         use_multiprocessing: Must be False: threads suffice, since decoding and numpy release the
             interpreter's lock.
@@ -299,7 +302,7 @@ class Batches(keras.utils.PyDataset):
         )
         if not self.batches_per_epoch:
             raise ValueError(f"{count} images make no batch of `batch_size`={batch_size}.")
-        self._threads = int(workers)
+        self._threads = int(workers) if getattr(augment, "thread_safe", True) else 0
         self._ahead = min(2 * self._threads, max_queue_size)
         self._unreadable: set[int] = set()
         self._futures: dict[tuple[int, int], Future] = {}
@@ -382,7 +385,8 @@ class Batches(keras.utils.PyDataset):
 
         Returns:
             ``(images, labels)``: what ``augment`` returns (float32 in [0, 255] for
-            :func:`face_augmentation`), or the images as stored (uint8) without; int32 (batch,).
+            :func:`face_augmentation`), or the images as stored (uint8) without; int32 (batch,), or
+            what ``augment`` makes of them.
         """
         with self._lock:
             epoch, batch = self._epoch, self._start_batch + index
@@ -403,9 +407,12 @@ class Batches(keras.utils.PyDataset):
         """Batch ``batch`` of epoch ``epoch``, a pure function of both."""
         rows = self._permutation(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
         images = self._read(rows) if self._is_lazy else self.images[rows]
-        if self.augment is not None:
-            images = self.augment(images, seed=(self.seed, epoch, batch))
-        return images, self.labels[rows]
+        labels, seed = self.labels[rows], (self.seed, epoch, batch)
+        if self.augment is None:
+            return images, labels
+        if getattr(self.augment, "takes_labels", False):
+            return self.augment(images, labels, seed=seed)
+        return self.augment(images, seed=seed), labels
 
     def _permutation(self, epoch: int) -> np.ndarray:
         """The order of an epoch; the latest one is kept."""

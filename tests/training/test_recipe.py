@@ -32,9 +32,11 @@ def test_the_papers_hyperparameters_are_those_of_its_figure_3():
 
 
 def test_values_are_converted_to_the_type_of_their_field():
-    recipe = override("--epochs", "3", "--learning-rate", "2e-4", "--augment", "false")
-    assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, False)
+    recipe = override("--epochs", "3", "--learning-rate", "2e-4", "--augment", "none")
+    assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, "none")
     assert override("--margin", "none").margin is None
+    assert override("--ema-momentum", "0.99").ema_momentum == 0.99
+    assert override("--patience", "3").patience == 3
 
 
 def test_keywords_are_added_key_by_key():
@@ -52,7 +54,11 @@ def test_keywords_are_added_key_by_key():
     [
         (("--epochs", "three"), "--epochs must be int"),
         (("--epochs", "0"), "epochs must be a positive integer"),
-        (("--augment", "maybe"), "--augment must be true or false"),
+        (("--augment", "maybe"), "augment must be one of faces, images, none"),
+        (("--ema-momentum", "1"), "ema_momentum must be in"),
+        (("--patience", "0"), "patience must be positive"),
+        (("--label-smoothing", "0.1"), "need loss='cross_entropy'"),
+        (("--augment", "images", "--augmentation", "mixup=0.2"), "need loss='cross_entropy'"),
         (("--loss", "triplet"), "loss must be one of arcface"),
         (("--model-arguments", "depth"), "KEY=VALUE"),
         (("--train-split", "train"), "train_split and test_split belong together"),

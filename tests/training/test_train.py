@@ -58,8 +58,8 @@ class StopAt(keras.callbacks.Callback):
 
 def train_until(recipe, out, monkeypatch, stop_at=None):
     """Run a recipe's training alone; returns (weights, history)."""
-    keras.utils.set_random_seed(recipe.seed)
     images, test = train.load_data(recipe)
+    keras.utils.set_random_seed(recipe.seed)
     model = train.build_model(recipe, 4, len(images.labels) // recipe.batch_size)
     monkeypatch.setattr(train, "_tensorboard", lambda folder: [])  # it imports TensorFlow
     fit = type(model).fit
@@ -87,7 +87,7 @@ def train_until(recipe, out, monkeypatch, stop_at=None):
 
 @pytest.mark.parametrize(
     ("stop_at", "optimizer"),
-    [(3, "adamw"), pytest.param(4, "adamw", marks=pytest.mark.slow), (7, "muon")],
+    [(3, "adamw"), (5, "adamw"), (7, "muon")],
 )
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path, monkeypatch, stop_at, optimizer
@@ -222,6 +222,83 @@ def test_a_run_with_an_adaptive_loss_resumes_its_state(tmp_path, monkeypatch):
     assert resumed_history[-1]["curriculum_t"] == pytest.approx(history[-1]["curriculum_t"])
     for a, b in zip(expected, resumed, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+CLASSIFIER = dataclasses.replace(
+    TINY,
+    loss="cross_entropy",
+    label_smoothing=0.1,
+    augment="images",
+    augmentation={"crop_padding": 2, "mixup": 0.5},
+    ema_momentum=0.7,
+)
+
+
+def test_a_classifier_with_mixed_labels_and_averaged_weights_resumes(tmp_path, monkeypatch):
+    expected, history = train_until(CLASSIFIER, tmp_path / "whole", monkeypatch)
+    with pytest.raises(Stop):
+        train_until(CLASSIFIER, tmp_path / "broken", monkeypatch, 3)  # in the first epoch
+    resumed, resumed_history = train_until(CLASSIFIER, tmp_path / "broken", monkeypatch)
+    for a, b in zip(expected, resumed, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert resumed_history[-1]["val_loss"] == pytest.approx(history[-1]["val_loss"], rel=1e-4)
+
+
+def test_the_average_of_the_weights_is_validated_and_is_what_the_run_ends_with(tmp_path):
+    """Second derivation: the average computed here from each step's weights."""
+    recipe = dataclasses.replace(CLASSIFIER, epochs=1, checkpoint_steps=1)
+    keras.utils.set_random_seed(0)
+    images, test = train.load_data(recipe)
+    model = train.build_model(recipe, 4, len(images.labels) // recipe.batch_size)
+    average, steps = [None], []
+
+    class Average(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            sync = getattr(self.model, "jax_state_sync", None)
+            if sync is not None:
+                sync()
+            now = [keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables]
+            steps.append(now)
+            before = average[0] or now  # Keras's average starts at the first step
+            average[0] = [0.7 * a + 0.3 * b for a, b in zip(before, now, strict=True)]
+
+    fit = type(model).fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_tensorboard", lambda folder: [Average()])
+        history, _ = train.fit(
+            recipe, model, images, test, tmp_path, settings={}, restart=False, verbose=0
+        )
+    assert type(model).fit is fit and len(steps) == 4
+    for a, b, last in zip(average[0], model.trainable_variables, steps[-1], strict=True):
+        np.testing.assert_allclose(a, keras.ops.convert_to_numpy(b), rtol=1e-4, atol=1e-5)
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(average[0], steps[-1], strict=True))
+    best = keras.models.load_model(tmp_path / "best.keras")
+    for a, b in zip(best.trainable_variables, average[0], strict=True):
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(a), b, rtol=1e-4, atol=1e-5)
+    labels = np.eye(4, dtype="float32")[test.labels]
+    loss = model.evaluate(test.images, labels, verbose=0, return_dict=True)["loss"]
+    assert history[0]["val_loss"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_patience_ends_a_run_and_a_second_start_adds_nothing(tmp_path, monkeypatch):
+    # A rate of nearly zero: no epoch is better than the first.
+    recipe = dataclasses.replace(
+        TINY, epochs=6, patience=2, learning_rate=1e-12, schedule="constant", optimizer="sgd"
+    )
+    _, history = train_until(recipe, tmp_path, monkeypatch)
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    _, again = train_until(recipe, tmp_path, monkeypatch)
+    assert len(again) == 3
+
+
+def test_one_cycle_rises_in_three_tenths_and_falls_to_almost_nothing():
+    recipe = dataclasses.replace(TINY, schedule="one_cycle", epochs=10, learning_rate=1.0)
+    schedule = train.build_optimizer(recipe, 10)._learning_rate
+    rates = [float(schedule(step)) for step in range(101)]
+    assert rates[0] == pytest.approx(1 / 25)
+    assert rates[30] == pytest.approx(1.0, rel=0.01) == max(rates)
+    assert rates[100] < 1e-5
+    assert sorted(rates[:31]) == rates[:31] and sorted(rates[31:], reverse=True) == rates[31:]
 
 
 def test_a_whole_run_writes_results_and_a_report(tmp_path):

@@ -1,0 +1,154 @@
+"""Keras's augmentation layers as a pure function of (images, labels, seed)."""
+
+import pickle
+
+import keras
+import numpy as np
+import pytest
+
+from keras_hybrid.data import Batches, LayerAugmentation, image_augmentation
+
+SEVERAL = {"crop_padding": 2, "rotation": 10, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0}
+
+
+def arrays(pair):
+    return tuple(keras.ops.convert_to_numpy(x) for x in pair)
+
+
+def photographs(count=16, size=12):
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return images, np.arange(count) % 4
+
+
+def test_same_seed_same_batch_and_another_seed_another():
+    images, labels = photographs()
+    augment = image_augmentation(12, 4, **SEVERAL)
+    first, again, other = (
+        arrays(augment(images, labels, seed=s)) for s in ((1, 2), (1, 2), (1, 3))
+    )
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(first[0] - other[0]).max() > 1
+    assert first[0].dtype == first[1].dtype == np.float32
+    assert first[0].shape == images.shape and first[1].shape == (16, 4)
+    assert first[0].min() >= 0 and first[0].max() <= 255
+    np.testing.assert_allclose(first[1].sum(-1), 1, atol=1e-5)
+
+
+def test_another_object_gives_the_same_batches_whatever_was_called_before():
+    images, labels = photographs()
+    one, other = (image_augmentation(12, 4, **SEVERAL) for _ in range(2))
+    for seed in range(3):
+        one(images, labels, seed=seed)
+    copy = pickle.loads(pickle.dumps(one))
+    expected = arrays(other(images, labels, seed=9))
+    for augment in (one, copy):
+        for a, b in zip(expected, arrays(augment(images, labels, seed=9)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_from_threads_is_the_batch_made_at_once():
+    images, labels = photographs(24)
+    augment = image_augmentation(12, 4, crop_padding=2, mixup=0.5, cutmix=0.5)
+    plain = Batches(images, labels, 8, augment=augment, seed=3)
+    ahead = Batches(images, labels, 8, augment=augment, seed=3, workers=3)
+    for i in range(3):
+        for a, b in zip(arrays(plain[i]), arrays(ahead[i]), strict=True):
+            np.testing.assert_array_equal(a, b)
+    again = Batches(images, labels, 8, augment=augment, seed=3, start_batch=2)
+    np.testing.assert_array_equal(arrays(again[0])[0], arrays(plain[2])[0])
+
+
+def test_crop_padding_moves_by_whole_pixels_and_every_shift_occurs():
+    images = np.zeros((400, 12, 12, 3), np.uint8)
+    images[:, 6, 6] = 255
+    moved, labels = image_augmentation(12, flip=False, crop_padding=2)(images, np.arange(400))
+    assert labels.dtype.kind == "i"  # without `classes` labels stay
+    moved = keras.ops.convert_to_numpy(moved)
+    assert set(np.unique(moved)) == {0.0, 255.0}
+    places = np.argwhere(moved[..., 0])
+    assert len(places) == 400
+    shifts, counts = np.unique(places[:, 1:] - 6, axis=0, return_counts=True)
+    assert {tuple(s) for s in shifts.tolist()} == {
+        (a, b) for a in range(-2, 3) for b in range(-2, 3)
+    }
+    # 16 expected in each of 25 cells: eight standard deviations at most.
+    assert np.abs(counts - 16).max() < 32
+
+
+def test_mixup_blends_labels_as_it_blends_images():
+    """Each class is a grey level of its own: the label's mean level is the image's."""
+    labels = np.arange(32) % 4
+    images = np.broadcast_to((labels * 60)[:, None, None, None], (32, 8, 8, 3)).astype(np.uint8)
+    for kind in ("mixup", "cutmix"):
+        mixed, soft = arrays(
+            image_augmentation(8, 4, flip=False, **{kind: 1.0})(images, labels, seed=5)
+        )
+        assert (soft.max(-1) < 0.99).sum() > 8, kind
+        level = soft @ (np.arange(4) * 60)
+        # CutMix counts the pixels of a rectangle whose edges lie between pixels.
+        tolerance = 0.01 if kind == "mixup" else 60
+        np.testing.assert_allclose(mixed.mean((1, 2, 3)), level, atol=tolerance)
+        if kind == "cutmix":
+            assert all(len(np.unique(image)) <= 2 for image in mixed)
+
+
+def test_one_of_the_mixing_layers_is_drawn_for_each_batch():
+    labels = np.arange(16) % 4
+    images = np.broadcast_to((labels * 60)[:, None, None, None], (16, 8, 8, 3)).astype(np.uint8)
+    augment = image_augmentation(8, 4, flip=False, mixup=1.0, cutmix=1.0)
+    levels = {0, 60, 120, 180}
+    cut = [set(np.unique(arrays(augment(images, labels, seed=s))[0])) <= levels for s in range(12)]
+    assert {True, False} == set(cut)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="compiles for half a minute")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"rand_augment": 0.3},
+        {"flip_vertical": True, "shift": 0.1, "scale": 0.1, "jitter": 0.2},
+    ],
+)
+def test_the_other_layers_change_images_and_keep_their_range(arguments):
+    images, labels = photographs(4)
+    changed, _ = arrays(image_augmentation(12, 4, **arguments)(images, labels, seed=1))
+    assert np.abs(changed - images).max() > 1
+    assert changed.min() >= 0 and changed.max() <= 255
+
+
+def test_half_precision_policy_does_not_coarsen_images():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        augment = image_augmentation(12, 4, flip=True)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    images, labels = photographs()
+    flipped, _ = arrays(augment(images, labels))
+    assert flipped.dtype == np.float32
+    for image, original in zip(flipped, images, strict=True):
+        assert (image == original).all() or (image == original[:, ::-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shift": 2}, "`shift` must lie in"),
+        ({"rotation": 200}, "`rotation` must lie in"),
+        ({"crop_padding": 13}, "`crop_padding` must lie in"),
+        ({"erasing": -0.1}, "`erasing` must lie in"),
+        ({"mixup": 0.2}, "`mixing` blends labels"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        image_augmentation(12, **arguments)
+
+
+def test_bad_calls_are_named():
+    images, labels = photographs()
+    augment = LayerAugmentation(classes=3)
+    with pytest.raises(ValueError, match=r"`labels` must lie in \[0, 3\), got 0 to 3"):
+        augment(images, labels)
+    with pytest.raises(ValueError, match="`seed` must hold non-negative"):
+        augment(images, labels, seed=-1)

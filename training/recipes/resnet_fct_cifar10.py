@@ -1,0 +1,35 @@
+"""ResNet-50 with FCT modules on CIFAR-10 (ResNet-FCT paper, Table 1).
+
+Command: ``python training/train.py resnet_fct_cifar10``; ``--model resnet50_fct_ln`` for layer
+normalisation, ``--model resnet50_cifar`` for the plain network, ``--model-arguments
+weights=imagenet`` for ImageNet weights in the trunk.
+Hardware: the paper names none.
+Expected: 93.35 % (batch norm), 93.04 % (layer norm), 92.87 % (plain), 95.72 % (pretrained).
+Measured: not yet.
+
+As in the paper: Adam at 0.01 with a one-cycle schedule (its reference 26), batches of 128, global
+gradient norm 1, 200 epochs, crops with padding, flips in both directions, Kaiming initialisation.
+Deviation: the weight decay of 1e-4 is decoupled (Keras's), where PyTorch's Adam adds it to the
+gradient.
+"""
+
+from training.recipe import Recipe
+
+recipe = Recipe(
+    model="resnet50_fct",
+    data="tfds:cifar10",
+    train_split="train",
+    test_split="test",
+    image_size=32,
+    batch_size=128,
+    epochs=200,
+    loss="cross_entropy",
+    optimizer="adam",
+    learning_rate=1e-2,
+    schedule="one_cycle",
+    beta_2=0.999,
+    weight_decay=1e-4,
+    clip_norm=1.0,
+    augment="images",
+    augmentation={"crop_padding": 4, "flip_vertical": True},
+)
