@@ -49,11 +49,12 @@ def blocks(page: pathlib.Path, executed: bool = False) -> list[str]:
     ]
 
 
-def test_the_page_of_models_is_that_of_the_registry():
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate_models.py")
+@pytest.mark.parametrize("script", ["generate_models.py", "generate_results.py"])
+def test_generated_pages_are_what_their_scripts_write(script):
+    spec = importlib.util.spec_from_file_location("generate", DOCS / script)
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert generate.PAGE.read_text() == generate.page(), "run python docs/generate_models.py"
+    assert generate.PAGE.read_text() == generate.page(), f"run python docs/{script}"
 
 
 def test_every_family_has_a_page_and_every_page_a_family():

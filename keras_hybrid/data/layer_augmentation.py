@@ -47,8 +47,8 @@ class LayerAugmentation:
     def thread_safe(self) -> bool:
         """Whether it may run beside a training step.
 
-        On PyTorch, Keras draws MixUp's weights by setting PyTorch's own generator for a moment, from
-        which a step's dropout may draw just then.
+        On PyTorch, Keras draws MixUp's weights by setting PyTorch's own generator for a moment, and
+        a step's dropout may draw from it just then.
         """
         return keras.backend.backend() != "torch"
 
@@ -165,7 +165,7 @@ def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
         ValueError: If a label is not a class.
     """
     labels = np.asarray(labels)
-    if labels.size and not (0 <= labels.min() and labels.max() < classes):
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
             f"`labels` must lie in [0, {classes}), got {labels.min()} to {labels.max()}."
         )

@@ -269,7 +269,7 @@ def test_the_average_of_the_weights_is_validated_and_is_what_the_run_ends_with(t
             recipe, model, images, test, tmp_path, settings={}, restart=False, verbose=0
         )
     assert type(model).fit is fit and len(steps) == 4
-    for a, b, last in zip(average[0], model.trainable_variables, steps[-1], strict=True):
+    for a, b in zip(average[0], model.trainable_variables, strict=True):
         np.testing.assert_allclose(a, keras.ops.convert_to_numpy(b), rtol=1e-4, atol=1e-5)
     assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(average[0], steps[-1], strict=True))
     best = keras.models.load_model(tmp_path / "best.keras")

@@ -1,0 +1,143 @@
+"""The papers' tables, and every recipe end to end on a small slice."""
+
+import argparse
+import csv
+import dataclasses
+import inspect
+
+import keras
+import pytest
+
+from keras_hybrid.applications import registry
+from tests import cases
+from training import run_table, train
+from training.recipe import Recipe, add_overrides, load_recipe, recipe_names
+from training.run_table import TABLES, row_recipe
+
+ROWS = [(table, row) for table in TABLES for row in TABLES[table].rows]
+
+# What a recipe asks for does not depend on the backend, and `fit` of every family on each of them
+# is tested with the registry.
+once = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="the same on every backend: tested on PyTorch"
+)
+
+
+def options(*arguments):
+    parser = argparse.ArgumentParser()
+    add_overrides(parser)
+    return parser.parse_args(arguments)
+
+
+def slice_of(recipe: Recipe) -> Recipe:
+    """The recipe on a few images with its model's smallest form, for two epochs."""
+    small = dict(cases.SMALL[cases.family_of(recipe.model)])
+    size = small.pop("input_shape")[0]
+    if recipe.model.startswith("san_proposed"):
+        small["widths"] = (small["stem_channels"],) * 2  # it has no transitions
+    return dataclasses.replace(
+        recipe,
+        model_arguments=small,
+        data="synthetic:6x5",
+        images=None,
+        train_split=None,
+        test_split=None,
+        test_fraction=0.2,
+        image_size=size,
+        batch_size=8,
+        epochs=2,
+        warmup_epochs=min(recipe.warmup_epochs, 1.0),
+        pairs=None,
+        pairs_images=None,
+        export="none",
+    )
+
+
+@once
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_runs_for_two_epochs(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])  # it imports TensorFlow
+    recipe = slice_of(load_recipe(name))
+    results = train.run(recipe, tmp_path, verbose=0)
+    assert results["epochs"] == 2 and results["classes"] == 6
+    assert 0 <= results["top1"] <= results["top5"] <= 1
+    assert results["seconds"] > 0 and results["images_per_second"] > 0
+    assert (tmp_path / "report.html").exists() and (tmp_path / "last.keras").exists()
+
+
+@pytest.mark.parametrize(("table", "name"), ROWS)
+def test_every_row_names_a_model_and_arguments_that_it_has(table, name):
+    recipe = row_recipe(TABLES[table].rows[name], options("--epochs", "7"), seed=3)
+    assert (recipe.epochs, recipe.seed) == (7, 3)
+    builder = inspect.getclosurevars(registry._BUILDERS[recipe.model]).nonlocals["builder"]
+    accepted = inspect.signature(builder).parameters
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in accepted.values())  # ViT's sizes do
+    assert passes_on or set(recipe.model_arguments) <= set(accepted)
+
+
+def test_published_figures_belong_to_rows_and_are_percent():
+    for table in TABLES.values():
+        assert set(table.published) <= set(table.rows)
+        assert all(1 < figure <= 100 for figure in table.published.values())
+
+
+@once
+def test_the_ablation_ends_in_cvt_and_in_the_full_model():
+    """Table 6 with the parameters that the specification of ATC gives for its rows."""
+    import keras_hybrid as kh
+
+    counts = {}
+    for name, row in TABLES["atc_ablation"].rows.items():
+        recipe = row_recipe(row, options(), seed=0)
+        model = kh.create_model("atc_3", **recipe.model_arguments)
+        counts[name] = sum(int(keras.ops.size(v)) for v in model.trainable_variables)
+    # A residual projection has the parameters of the plain one.
+    assert counts["cvt_3"] == counts["atc_3_residual_projection"] == 3_115_556
+    assert counts["atc_3"] == counts["atc_3_residual_feed_forward"]
+    assert round(counts["atc_3"] / 1e6, 4) == 2.8741
+    assert round(counts["atc_3_res"] / 1e6, 4) == 3.2676
+
+
+def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    rows = {name: run_table.Row("quickstart", {"loss": name}) for name in ("cosface", "softmax")}
+    monkeypatch.setitem(TABLES, "tiny", run_table.Table("none", rows))
+    small = {
+        k: v for k, v in cases.SMALL[cases.family_of("facerec_small")].items() if k != "input_shape"
+    }
+    size = cases.SMALL[cases.family_of("facerec_small")]["input_shape"][0]
+    table = tmp_path / "tiny.csv"
+    command = ["tiny", "--table", str(table), "--out", str(tmp_path / "runs")]
+    command += ["--data", "synthetic:4x10", "--image-size", str(size), "--epochs", "1"]
+    command += ["--batch-size", "8", "--pairs", "synthetic:20x6", "--export", "none"]
+    command += ["--model-arguments", *(f"{k}={v}" for k, v in small.items())]
+    command += ["--backend", keras.backend.backend()]
+    assert run_table.main([*command, "--rows", "softmax"]) == 0
+    assert run_table.main([*command, "--seeds", "0", "1"]) == 0
+    assert run_table.main([*command, "--seeds", "0", "1"]) == 0
+    assert capsys.readouterr().out.count("facerec_small: ") == 4  # what a run begins with
+    with table.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["model"], row["seed"]) for row in found] == [
+        ("softmax", "0"),
+        ("cosface", "0"),
+        ("cosface", "1"),
+        ("softmax", "1"),
+    ]
+    for row in found:
+        assert 0 <= float(row["lfw"]) <= 1 and float(row["parameters"]) > 0
+        assert row["epochs"] == "1" and row["backend"] == keras.backend.backend()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figure_7"], "invalid choice"),
+        (["san", "--rows", "san_10"], "san has san_baseline_pairwise"),
+        (["san", "--seed", "1"], "--seeds instead"),
+    ],
+)
+def test_a_wrong_command_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        run_table.main(arguments)
+    assert message in capsys.readouterr().err

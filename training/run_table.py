@@ -1,0 +1,343 @@
+"""Run a paper's whole table: ``python training/run_table.py TABLE [--seeds 0 1 2] …``.
+
+Every row is a recipe with the changes that `TABLES` names; each finished run adds a line to
+``benchmarks/results/TABLE.csv``. Runs that are in the file are left out and an unfinished one goes
+on from its last checkpoint, so the same command can be given again. Any value of the recipes can be
+overridden for all rows, such as ``--data`` and ``--epochs``: give another ``--table`` then, or keep
+rows of unlike data in one file, which has columns for them.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: find the packages beside this folder
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from training.recipe import Recipe, add_overrides, load_recipe, with_overrides
+
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        recipe: Name of the recipe.
+        changes: Fields of the recipe that this row changes.
+    """
+
+    recipe: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a paper.
+
+    Attributes:
+        paper: What is reproduced, and where.
+        rows: By the name that stands in the CSV's column "model".
+        published: The paper's figures in percent, by row; its data and recipe are not these.
+    """
+
+    paper: str
+    rows: Mapping[str, Row]
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def _models(recipe: str, *names: str) -> dict[str, Row]:
+    return {name: Row(recipe, {"model": name}) for name in names}
+
+
+# One budget: 64 tokens of width 192 and 127 to 155 million multiply-accumulates at 64×64.
+_ENCODER = {"dim": 192, "num_heads": 6, "mlp_ratio": 2.0, "embedding_dim": 256}
+_SPLIT = {"train_split": "train", "test_split": "test"}
+# ATC's three ``residual_`` arguments are the rows of the report's ablation, at depths (1, 1, 1).
+_ABLATION = {
+    "cvt_3": (False, False, False),
+    "atc_3_residual_projection": (False, True, False),
+    "atc_3_residual_feed_forward": (False, False, True),
+    "atc_3": (False, True, True),
+    "atc_3_res": (True, True, True),
+}
+
+
+def _ablation_row(embedding: bool, projection: bool, feed_forward: bool) -> Row:
+    arguments = {
+        "depths": (1, 1, 1),
+        "residual_embedding": embedding,
+        "residual_projection": projection,
+        "residual_feed_forward": feed_forward,
+    }
+    return Row("atc_cifar100", {"model": "atc_3", "model_arguments": arguments})
+
+
+TABLES = {
+    "facerec_306": Table(
+        "FaceRec, Figure 6, as an experiment: one recipe, one budget, the same images",
+        {
+            "vit": Row(
+                "facerec_small",
+                {
+                    **_SPLIT,
+                    "model": "vit_ti16",
+                    "model_arguments": {**_ENCODER, "patch_size": 8, "depth": 6, "drop_path": 0.1},
+                },
+            ),
+            "cct": Row(
+                "facerec_small",
+                {
+                    **_SPLIT,
+                    "model": "cct_7_3x1",
+                    "model_arguments": {**_ENCODER, "num_convolutions": 3, "depth": 4},
+                },
+            ),
+            "facerec": Row(
+                "facerec_small",
+                {
+                    **_SPLIT,
+                    "model": "facerec",
+                    "model_arguments": {**_ENCODER, "patch_size": 8, "depth": 6, "conv_dim": 48},
+                },
+            ),
+            "facerec_small": Row("facerec_small", _SPLIT),
+            "facerec_small_without_convolutional_attention": Row(
+                "facerec_small",
+                {**_SPLIT, "model_arguments": {"convolutional_attention": False}},
+            ),
+        },
+        published={"vit": 88.55, "cct": 98.00, "facerec": 20.36},
+    ),
+    "face_transformer": Table(
+        "Face Transformer with EfficientNet, Tables 4.1 and 4.2: LFW and training time",
+        {
+            **_models("face_transformer", "vit_p8s8", "vit_p12s8"),
+            **_models("efficientvit_face", "efficientnet_v2_s_face", "efficientvit_face"),
+        },
+        published={
+            "vit_p8s8": 97.32,
+            "vit_p12s8": 97.42,
+            "efficientnet_v2_s_face": 92.73,
+            "efficientvit_face": 96.41,
+        },
+    ),
+    "atc": Table(
+        "Attend to Convolution, Tables 3, 4 and 5",
+        _models(
+            "atc_cifar100",
+            "cvt_13_32",
+            "atc_3",
+            "atc_5_113",
+            "atc_5_131",
+            "atc_5_311",
+            "atc_9",
+            "atc_13",
+            "atc_15",
+            "atc_3_res",
+            "atc_15_res",
+        ),
+        published={
+            "cvt_13_32": 73.934,
+            "atc_3": 71.44,
+            "atc_5_113": 75.36,
+            "atc_5_131": 73.80,
+            "atc_5_311": 72.78,
+            "atc_9": 77.44,
+            "atc_13": 79.35,
+            "atc_15": 80.32,
+            "atc_3_res": 74.74,
+            "atc_15_res": 80.37,
+        },
+    ),
+    "atc_ablation": Table(
+        "Attend to Convolution, Table 6; its CvT row is probably deeper",
+        {name: _ablation_row(*parts) for name, parts in _ABLATION.items()},
+        published={
+            "cvt_3": 61.2,
+            "atc_3_residual_projection": 65.85,
+            "atc_3_residual_feed_forward": 67.51,
+            "atc_3": 71.44,
+            "atc_3_res": 74.74,
+        },
+    ),
+    "resnet_fct": Table(
+        "ResNet-50 with fully convolutional transformers, Table 1",
+        {
+            **_models("resnet_fct_cifar10", "resnet50_cifar", "resnet50_fct_ln", "resnet50_fct"),
+            "resnet50_fct_pretrained": Row(
+                "resnet_fct_cifar10", {"model_arguments": {"weights": "imagenet"}}
+            ),
+        },
+        published={
+            "resnet50_cifar": 92.87,
+            "resnet50_fct_ln": 93.04,
+            "resnet50_fct": 93.35,
+            "resnet50_fct_pretrained": 95.72,
+        },
+    ),
+    "san": Table(
+        "Pairwise and patchwise self-attention, Table 1",
+        _models(
+            "san_cifar10",
+            "san_baseline_pairwise",
+            "san_baseline_patchwise",
+            "san_proposed_pairwise",
+            "san_proposed_patchwise",
+        ),
+        published={
+            "san_baseline_pairwise": 53.58,
+            "san_baseline_patchwise": 59.73,
+            "san_proposed_pairwise": 64.22,
+            "san_proposed_patchwise": 75.24,
+        },
+    ),
+    "cct": Table(
+        "CCT-7/3×1 on CIFAR-10 with its authors' recipe: the yardstick",
+        {"cct_7_3x1": Row("cct_7_3x1_cifar10")},
+        published={"cct_7_3x1": 96.53},
+    ),
+    "modern_faces": Table(
+        "The face papers' architectures with recipes of ours",
+        {name: Row(name) for name in ("modern_facerec", "modern_efficientvit_face")},
+    ),
+    "modern": Table(
+        "The classification papers' architectures with recipes of ours",
+        {name: Row(name) for name in ("modern_atc", "modern_resnet_fct", "modern_san")},
+    ),
+}
+
+COLUMNS = (
+    "model",
+    "seed",
+    "data",
+    "image_size",
+    "top1",
+    "top5",
+    "top1_flip",
+    "top5_flip",
+    "lfw",
+    "lfw_std",
+    "lfw_flip",
+    "parameters",
+    "classes",
+    "images",
+    "epochs",
+    "seconds",
+    "images_per_second",
+    "loss",
+    "backend",
+    "precision",
+    "hardware",
+    "commit",
+    "command",
+)
+
+
+def row_recipe(row: Row, given: argparse.Namespace, seed: int) -> Recipe:
+    """Return the recipe of a row with the command line's values, for one seed."""
+    recipe = load_recipe(row.recipe)
+    changes = dict(row.changes)
+    if "model_arguments" in changes:
+        changes["model_arguments"] = {**recipe.model_arguments, **changes["model_arguments"]}
+    recipe = dataclasses.replace(recipe, **changes)
+    return dataclasses.replace(with_overrides(recipe, given), seed=seed)
+
+
+def run_table(
+    name: str, given: argparse.Namespace, seeds: list[int], file: pathlib.Path, out: pathlib.Path
+) -> None:
+    """Run what is missing of a table."""
+    import keras
+
+    from benchmarks.table import append_row
+    from training import train
+
+    for seed in seeds:
+        for model in given.rows or TABLES[name].rows:
+            recipe = row_recipe(TABLES[name].rows[model], given, seed)
+            key = {
+                "model": model,
+                "seed": str(seed),
+                "data": pathlib.Path(recipe.data).name,
+                "image_size": str(recipe.image_size),
+                "precision": recipe.precision,
+                "backend": keras.backend.backend(),
+            }
+            if recipe.patience is None:  # otherwise a run may have fewer epochs than its recipe
+                key["epochs"] = str(recipe.epochs)
+            if any(key.items() <= row.items() for row in _rows(file)):
+                continue
+            print(f"{model}, seed {seed}", flush=True)
+            results = train.run(recipe, out / f"{model}_{seed}", verbose=2)
+            verified = results.get("verification", {})
+            append_row(
+                file,
+                COLUMNS,
+                {
+                    **results,
+                    **key,
+                    "lfw": verified.get("accuracy"),
+                    "lfw_std": verified.get("accuracy_std"),
+                    "lfw_flip": results.get("verification_flip", {}).get("accuracy"),
+                    "hardware": given.hardware,
+                },
+            )
+
+
+def _rows(file: pathlib.Path) -> list[dict[str, str]]:
+    if not file.exists():
+        return []
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    from training.train import default_backend
+
+    parser = argparse.ArgumentParser(
+        prog="run_table.py", description="Run a paper's table, or what is missing of it."
+    )
+    parser.add_argument("name", metavar="TABLE", choices=TABLES, help=", ".join(TABLES))
+    parser.add_argument("--rows", nargs="+", help="only these rows")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"))
+    parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
+    parser.add_argument("--table", help="the CSV file (default: benchmarks/results/TABLE.csv)")
+    parser.add_argument("--out", help="folder for the runs (default: runs/TABLE)")
+    add_overrides(parser)
+    given = parser.parse_args(arguments)
+    rows = TABLES[given.name].rows
+    unknown = sorted(set(given.rows or ()) - set(rows))
+    if unknown:
+        parser.error(f"--rows: {', '.join(unknown)}; {given.name} has {', '.join(rows)}.")
+    if given.seed is not None:
+        parser.error("Give --seeds instead of --seed.")
+    if given.backend:
+        os.environ["KERAS_BACKEND"] = given.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        os.environ.setdefault("KERAS_BACKEND", default_backend())
+        run_table(
+            given.name,
+            given,
+            given.seeds,
+            pathlib.Path(given.table or RESULTS / f"{given.name}.csv"),
+            pathlib.Path(given.out or f"runs/{given.name}"),
+        )
+    except (ValueError, FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
