@@ -6,7 +6,7 @@ import pathlib
 import statistics
 import sys
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from training.run_table import RESULTS, TABLES
 

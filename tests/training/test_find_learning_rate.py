@@ -1,0 +1,56 @@
+import csv
+
+import numpy as np
+import pytest
+
+from tests.training.test_train import CLASSIFIER, TINY
+from training import find_learning_rate
+from training.find_learning_rate import Sweep, sweep
+
+
+@pytest.mark.parametrize("recipe", [TINY, CLASSIFIER], ids=["margin", "classifier"])
+def test_rates_rise_by_one_factor_and_the_suggestion_is_one_of_them(recipe):
+    found = sweep(recipe, 1e-5, 10.0, 24)
+    assert len(found.rates) == len(found.losses) == len(found.smoothed) <= 24
+    assert found.rates[0] == pytest.approx(1e-5)
+    np.testing.assert_allclose(np.diff(np.log(found.rates)), np.log(1e6) / 23, rtol=1e-6)
+    assert np.isfinite(found.losses).all()
+    assert found.suggestion in found.rates
+
+
+def test_a_rate_of_nearly_nothing_leaves_the_loss_where_it_is():
+    """Losses are those of single batches and not running means: they scatter without a trend."""
+    found = sweep(TINY, 1e-12, 1e-10, 20)
+    first, second = np.mean(found.losses[:10]), np.mean(found.losses[10:])
+    assert abs(first - second) < 0.1 * first
+    assert np.std(found.losses[10:]) > 0
+
+
+def test_the_suggestion_is_where_the_loss_falls_fastest():
+    rates = np.geomspace(1e-6, 1, 100)
+    losses = 5 - 4 / (1 + np.exp(-4 * (np.log10(rates) + 3)))  # steepest at 1e-3
+    found = Sweep(list(rates), list(losses), list(losses))
+    assert found.suggestion == pytest.approx(1e-3, rel=0.2)
+
+
+def test_a_loss_that_never_falls_has_no_suggestion():
+    rising = [float(i) for i in range(40)]
+    with pytest.raises(ValueError, match="does not fall"):
+        _ = Sweep(list(np.geomspace(1e-6, 1, 40)), rising, rising).suggestion
+
+
+def test_the_command_writes_the_curve(tmp_path, capsys):
+    options = ["--model", TINY.model, "--data", TINY.data, "--image-size", "16"]
+    options += ["--model-arguments", *(f"{k}={v}" for k, v in TINY.model_arguments.items())]
+    options += ["--batch-size", "16", "--steps", "30", "--low", "1e-4", "--out", str(tmp_path)]
+    assert find_learning_rate.main(["face_transformer", *options]) == 0
+    assert "--learning-rate" in capsys.readouterr().out
+    with (tmp_path / "learning_rates.csv").open(newline="") as file:
+        assert float(next(csv.DictReader(file))["learning_rate"]) == pytest.approx(1e-4)
+    assert (tmp_path / "learning_rates.png").stat().st_size > 1000
+
+
+def test_an_empty_range_is_one_sentence_and_exit_status_1(tmp_path, capsys):
+    status = find_learning_rate.main(["quickstart", "--low", "1", "--high", "0.1"])
+    assert status == 1
+    assert capsys.readouterr().err.startswith("error: Expected 0 < --low < --high")

@@ -1,0 +1,173 @@
+"""Find a learning rate for a recipe: ``python training/find_learning_rate.py RECIPE …``.
+
+One short run raises the rate from ``--low`` to ``--high``, each step by the same factor, and notes
+the loss (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3). Where
+the smoothed loss falls fastest is a good peak for a schedule with warm-up. Every option of
+``train.py`` that changes the recipe works here too.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import pathlib
+import sys
+
+if __package__ in (None, ""):  # run as a file: find the package beside this folder
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
+
+SMOOTHING = 0.9  # of the exponential average of the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Losses at rising learning rates.
+
+    Attributes:
+        rates: Of each step, as the recipe's ``learning_rate`` counts them (with "muon" the
+            matrices' rate stays in proportion).
+        losses: Of each step's batch, before the step.
+        smoothed: Their exponential average, without its start's bias.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+
+    @property
+    def suggestion(self) -> float:
+        """The rate at which the smoothed loss falls fastest over the logarithm of the rate.
+
+        Raises:
+            ValueError: If the loss never falls.
+        """
+        import numpy as np
+
+        # The average lags by about 1 / (1 - SMOOTHING) steps, and its first values say little.
+        start = min(round(1 / (1 - SMOOTHING)), len(self.smoothed) - 2)
+        slopes = np.gradient(np.array(self.smoothed))[start:]
+        if not slopes.min() < 0:
+            raise ValueError(
+                f"The loss does not fall between {self.rates[0]:.2g} and {self.rates[-1]:.2g}: try "
+                "a smaller --low, more --steps, or look at the data."
+            )
+        return self.rates[start + int(slopes.argmin())]
+
+
+def sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
+    """Train for ``steps`` steps at rising rates; stops when the loss has left its best far behind.
+
+    Args:
+        recipe: What to train; its schedule and epochs do not matter.
+        low: First learning rate.
+        high: Last one.
+        steps: Number of steps.
+
+    Raises:
+        ValueError: If the range is empty or the recipe's data do not fit.
+    """
+    if not 0 < low < high or steps < 20:
+        raise ValueError(
+            f"Expected 0 < --low < --high and at least 20 --steps, got {low}, {high}, {steps}."
+        )
+    import keras
+
+    from keras_hybrid import data
+    from training import train
+
+    keras.config.set_dtype_policy(recipe.precision)
+    images, _ = train.load_data(recipe)
+    keras.utils.set_random_seed(recipe.seed)
+    classes = len(images.class_names)
+    model = train.build_model(dataclasses.replace(recipe, schedule="constant"), classes, steps)
+    factor = high / low
+    # Muon's own rate is the matrices': the other one follows in proportion.
+    share = recipe.matrix_learning_rate / recipe.learning_rate if recipe.optimizer == "muon" else 1
+    model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
+        low * share, steps - 1, factor
+    )
+    batches = data.Batches(
+        images.images,
+        images.labels,
+        min(recipe.batch_size, len(images.labels)),
+        seed=recipe.seed,
+        augment=train.build_augmentation(recipe, classes),
+        drop_remainder=True,
+        workers=recipe.workers,
+    )
+    found = Sweep([], [], [])
+    average = 0.0
+    while len(found.rates) < steps:
+        for x, y in batches:
+            step = len(found.rates)
+            loss = float(model.train_on_batch(x, y, return_dict=True)["loss"])
+            model.reset_metrics()  # otherwise the next loss is a running mean
+            if loss != loss or loss > 1e30:
+                return found
+            average = SMOOTHING * average + (1 - SMOOTHING) * loss
+            found.rates.append(low * factor ** (step / (steps - 1)))
+            found.losses.append(loss)
+            found.smoothed.append(average / (1 - SMOOTHING ** (step + 1)))
+            if found.smoothed[-1] > 4 * min(found.smoothed) or step + 1 == steps:
+                return found
+        batches.on_epoch_end()
+    return found
+
+
+def write(found: Sweep, out: pathlib.Path) -> None:
+    """Write ``learning_rates.csv`` and, with matplotlib, ``learning_rates.png``."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "learning_rates.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["learning_rate", "loss", "smoothed"])
+        writer.writerows(zip(found.rates, found.losses, found.smoothed, strict=True))
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("learning_rates.png needs matplotlib: pip install 'keras-hybrid[plot]'")
+        return
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(found.rates, found.losses, color="0.75", linewidth=1, label="each batch")
+    axes.plot(found.rates, found.smoothed, label="average")
+    axes.axvline(found.suggestion, color="black", linestyle="--", linewidth=1, label="suggestion")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    axes.legend()
+    figure.savefig(out / "learning_rates.png", dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    from training.train import default_backend
+
+    parser = argparse.ArgumentParser(
+        prog="find_learning_rate.py", description="Find a learning rate for a recipe."
+    )
+    parser.add_argument("recipe", help=f"one of: {', '.join(recipe_names())}")
+    parser.add_argument("--low", type=float, default=1e-6)
+    parser.add_argument("--high", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", help="folder (default: runs/RECIPE)")
+    parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"))
+    add_overrides(parser)
+    given = parser.parse_args(arguments)
+    if given.backend:
+        os.environ["KERAS_BACKEND"] = given.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        os.environ.setdefault("KERAS_BACKEND", default_backend())
+        recipe = with_overrides(load_recipe(given.recipe), given)
+        found = sweep(recipe, given.low, given.high, given.steps)
+        out = pathlib.Path(given.out or f"runs/{given.recipe}")
+        write(found, out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Suggested peak: --learning-rate {found.suggestion:.2g} ({out / 'learning_rates.csv'})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
