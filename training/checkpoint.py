@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and what ends a run before its last epoch."""
+"""What runs beside ``fit``: checkpoints that survive a kill, measurements, and reasons to end."""
 
 import contextlib
 import csv
@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["Checkpoint", "StopAtNaN", "StopEarly", "Throughput"]
+__all__ = ["Checkpoint", "StopAtNaN", "StopEarly", "Throughput", "VerifyPairs", "averaged_weights"]
 
 POINTER = "latest.json"
 
@@ -175,7 +175,7 @@ class Checkpoint(keras.callbacks.Callback):
         if "val_accuracy" in logs and logs["val_accuracy"] >= max(
             row.get("val_accuracy", -1.0) for row in self.history
         ):
-            with _averaged_weights(self.model):
+            with averaged_weights(self.model):
                 self.model.save(self.folder.parent / "best.keras")
         self.save(epoch + 1, 0)
         self._write_csv()
@@ -215,7 +215,7 @@ def _set_torch_random_state(state: dict[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def _averaged_weights(model: keras.Model):
+def averaged_weights(model: keras.Model):
     """Put the optimizer's moving average, if it keeps one, in the place of the weights."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not optimizer.use_ema:
@@ -306,3 +306,37 @@ class Throughput(keras.callbacks.Callback):
         if logs is not None and self._steps:
             elapsed = max(self._last - self._begin, 1e-9)
             logs["images_per_second"] = self._steps * self.batch_size / elapsed
+
+
+class VerifyPairs(keras.callbacks.Callback):
+    """Verifies pairs of people that are not trained on, every so many epochs.
+
+    Adds ``pairs_accuracy``, ``pairs_accuracy_std``, ``pairs_auc`` and ``pairs_xnorm`` (the mean
+    length of an embedding before normalisation) to the epoch's logs. Must come before the
+    checkpoint in the list, which keeps them. No threshold and no model is chosen by them.
+
+    Args:
+        pairs: ``keras_hybrid.data.PairList``.
+        every: Epochs between verifications.
+    """
+
+    def __init__(self, pairs, every: int):
+        super().__init__()
+        self.pairs = pairs
+        self.every = every
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Verify, with the average of the weights where the optimizer keeps one."""
+        from keras_hybrid import evaluation
+
+        if (epoch + 1) % self.every or logs is None:
+            return
+        sync = getattr(self.model, "jax_state_sync", None)
+        if sync is not None:
+            sync()
+        with averaged_weights(self.model):
+            found = evaluation.evaluate_pairs(self.model, self.pairs)
+        logs["pairs_accuracy"] = found.accuracy
+        logs["pairs_accuracy_std"] = found.accuracy_std
+        logs["pairs_auc"] = found.auc
+        logs["pairs_xnorm"] = found.xnorm

@@ -68,6 +68,8 @@ class Recipe:
         pairs: Optional images for the closing verification: an LFW-style pairs file, or
             ``synthetic:IDENTITIESxIMAGES`` for people that are not in ``data``.
         pairs_images: For a pairs file: the folder or .zip of its images.
+        pairs_every: Epochs between verifications of the pairs during training, whose accuracy, its
+            deviation, area under the ROC and XNorm join the logs; 0: only at the end.
         export: Formats to write at the end, joined by "+": "litert", "int8", "saved_model", "onnx";
             or "none".
     """
@@ -110,6 +112,7 @@ class Recipe:
     workers: int = 1
     pairs: str | None = None
     pairs_images: str | None = None
+    pairs_every: int = 0
     export: str = "none"
 
     def __post_init__(self):
@@ -165,6 +168,11 @@ class Recipe:
             raise ValueError(
                 "train_split and test_split belong together; got "
                 f"train_split={self.train_split!r}, test_split={self.test_split!r}."
+            )
+        if self.pairs_every < 0 or (self.pairs_every and self.pairs is None):
+            raise ValueError(
+                "pairs_every must be 0, or positive with pairs; got "
+                f"pairs_every={self.pairs_every!r}, pairs={self.pairs!r}."
             )
         formats = ("none", "litert", "int8", "saved_model", "onnx")
         if not set(self.export.split("+")) <= set(formats):

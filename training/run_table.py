@@ -108,13 +108,21 @@ TABLES = {
                     "model_arguments": {**_ENCODER, "patch_size": 8, "depth": 6, "conv_dim": 48},
                 },
             ),
+            "kprpe": Row(
+                "facerec_small",
+                {
+                    **_SPLIT,
+                    "model": "kprpe_vit_small",
+                    "model_arguments": {**_ENCODER, "patch_size": 8, "depth": 6},
+                },
+            ),
             "facerec_small": Row("facerec_small", _SPLIT),
             "facerec_small_without_convolutional_attention": Row(
                 "facerec_small",
                 {**_SPLIT, "model_arguments": {"convolutional_attention": False}},
             ),
         },
-        published={"vit": 88.55, "cct": 98.00, "facerec": 20.36},
+        published={"vit": 88.55, "cct": 98.00, "facerec": 20.36, "kprpe": 94.28},
     ),
     "face_transformer": Table(
         "Face Transformer with EfficientNet, Tables 4.1 and 4.2: LFW and training time",

@@ -239,6 +239,7 @@ def fit(
     settings: dict,
     restart: bool,
     verbose: int,
+    pairs=None,
 ):
     """Train ``model`` to the recipe's last epoch, continuing ``out``'s checkpoint if there is one.
 
@@ -248,7 +249,7 @@ def fit(
     import keras
 
     from keras_hybrid import data
-    from training.checkpoint import Checkpoint, StopAtNaN, StopEarly, Throughput
+    from training.checkpoint import Checkpoint, StopAtNaN, StopEarly, Throughput, VerifyPairs
 
     classes = len(train.class_names)
     batches = data.Batches(
@@ -269,6 +270,7 @@ def fit(
     callbacks = [
         batches.callback(),
         Throughput(recipe.batch_size),
+        *([VerifyPairs(pairs, recipe.pairs_every)] if recipe.pairs_every else []),
         StopAtNaN(),
         checkpoint,
         *_tensorboard(out / "tensorboard"),
@@ -355,7 +357,15 @@ def run(recipe: Recipe, out: pathlib.Path, *, restart: bool = False, verbose: in
     out.mkdir(parents=True, exist_ok=True)
     settings = {**dataclasses.asdict(recipe), "backend": keras.backend.backend()}
     history, seconds = fit(
-        recipe, model, train, test, out, settings=settings, restart=restart, verbose=verbose
+        recipe,
+        model,
+        train,
+        test,
+        out,
+        settings=settings,
+        restart=restart,
+        verbose=verbose,
+        pairs=pairs,
     )
     model.save(out / "last.keras")
     return finish(recipe, model, train, test, pairs, history, seconds, settings, out)

@@ -56,6 +56,7 @@ def test_keywords_are_added_key_by_key():
         (("--epochs", "0"), "epochs must be a positive integer"),
         (("--augment", "maybe"), "augment must be one of faces, images, none"),
         (("--ema-momentum", "1"), "ema_momentum must be in"),
+        (("--pairs-every", "1"), "pairs_every must be 0"),
         (("--patience", "0"), "patience must be positive"),
         (("--label-smoothing", "0.1"), "need loss='cross_entropy'"),
         (("--augment", "images", "--augmentation", "mixup=0.2"), "need loss='cross_entropy'"),

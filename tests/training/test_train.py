@@ -280,6 +280,20 @@ def test_the_average_of_the_weights_is_validated_and_is_what_the_run_ends_with(t
     assert history[0]["val_loss"] == pytest.approx(loss, rel=1e-3)
 
 
+def test_pairs_are_verified_over_training_with_the_averaged_weights(tmp_path):
+    recipe = dataclasses.replace(TINY, pairs="synthetic:20x6", pairs_every=2, ema_momentum=0.5)
+    results = train.run(recipe, tmp_path, verbose=0)
+    history = json.loads((tmp_path / "checkpoint" / "latest.json").read_text())["history"]
+    assert ["pairs_accuracy" in row for row in history] == [False, True]
+    # The run ends with the average, and its closing verification is of that.
+    for name in ("accuracy", "accuracy_std", "auc", "xnorm"):
+        expected = results["verification"][name]
+        assert history[1][f"pairs_{name}"] == pytest.approx(expected, rel=1e-4)
+    # Verifying leaves the run as it was.
+    plain = train.run(dataclasses.replace(recipe, pairs_every=0), tmp_path / "plain", verbose=0)
+    assert plain["loss"] == pytest.approx(results["loss"], rel=1e-5)
+
+
 def test_patience_ends_a_run_and_a_second_start_adds_nothing(tmp_path, monkeypatch):
     # A rate of nearly zero: no epoch is better than the first.
     recipe = dataclasses.replace(
