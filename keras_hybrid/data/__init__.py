@@ -6,20 +6,18 @@ decodes them once; :class:`Batches` feeds ``model.fit`` and can be resumed anywh
 is no photograph; :func:`read_lfw_pairs` reads verification protocols.
 """
 
+from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
 from keras_hybrid.data.files import UnreadableImageError
 from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
+from keras_hybrid.data.opening import open_source
 from keras_hybrid.data.pairs import PairList, make_pairs, read_lfw_pairs
 from keras_hybrid.data.sources import (
-    ArraySource,
     CSVSource,
     FolderSource,
     ImageSource,
-    NpzSource,
     Subset,
-    TFDSSource,
     ZipSource,
-    open_source,
     split_source,
 )
 from keras_hybrid.data.synthetic import synthetic_identities
