@@ -406,9 +406,13 @@ class Subset(ImageSource):
         self.indices = indices
         self.labels = source.labels[indices]
         self.class_names = source.class_names
-        paths = source.paths
-        self.paths = [paths[i] for i in indices]
         self.landmarks = None if source.landmarks is None else source.landmarks[indices]
+
+    @property
+    def paths(self) -> list[str]:
+        """Where each image lies."""
+        paths = self.source.paths
+        return [paths[i] for i in self.indices]
 
     def read(self, index: int) -> np.ndarray:
         """Read one image; see :meth:`ImageSource.read`."""
@@ -438,11 +442,13 @@ def split_source(source: ImageSource, fraction: float, seed: int = 0) -> tuple[S
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must lie in (0, 1), got {fraction!r}.")
     in_test = np.zeros(len(source), bool)
-    for label in np.unique(source.labels):
-        members = np.flatnonzero(source.labels == label)
+    by_label = np.argsort(source.labels, kind="stable")
+    borders = np.flatnonzero(np.diff(source.labels[by_label])) + 1
+    for members in np.split(by_label, borders):
         if len(members) < 2:
             continue
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        order = np.random.default_rng([seed, int(label)]).permutation(members)
+        label = int(source.labels[members[0]])
+        order = np.random.default_rng([seed, label]).permutation(members)
         in_test[order[:count]] = True
     return Subset(source, np.flatnonzero(~in_test)), Subset(source, np.flatnonzero(in_test))
