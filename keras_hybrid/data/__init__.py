@@ -1,4 +1,4 @@
-"""Data: from folders, archives, tables, arrays and TFDS to batches.
+"""Data: from folders, archives, tables, arrays, RecordIO and TFDS to batches.
 
 Image sources (:func:`open_source`) give random access to labelled images; :func:`load_arrays`
 decodes them once; :class:`Batches` feeds ``model.fit`` and can be resumed anywhere;
@@ -12,6 +12,7 @@ from keras_hybrid.data.files import UnreadableImageError
 from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
 from keras_hybrid.data.opening import open_source
 from keras_hybrid.data.pairs import PairList, make_pairs, read_lfw_pairs
+from keras_hybrid.data.recordio import RecordIOSource
 from keras_hybrid.data.sources import (
     CSVSource,
     FolderSource,
@@ -32,6 +33,7 @@ __all__ = [
     "LoadedImages",
     "NpzSource",
     "PairList",
+    "RecordIOSource",
     "Subset",
     "TFDSSource",
     "UnreadableImageError",

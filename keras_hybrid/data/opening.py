@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.files import some
+from keras_hybrid.data.recordio import RecordIOSource
 from keras_hybrid.data.sources import CSVSource, FolderSource, ImageSource, ZipSource
 from keras_hybrid.data.synthetic import synthetic_identities
 
@@ -33,13 +34,15 @@ def open_source(
               :class:`ZipSource`);
             - a .csv of files and labels (:class:`CSVSource`);
             - an .npz of arrays (:class:`NpzSource`);
+            - a .rec, or a folder with train.rec (:class:`RecordIOSource`);
             - ``"tfds:NAME"`` (:class:`TFDSSource`);
             - ``"synthetic:IDENTITIESxIMAGES"``, e.g. ``"synthetic:32x24"``
               (:func:`keras_hybrid.data.synthetic_identities`);
             - a tuple ``(images, labels)`` of arrays (:class:`ArraySource`);
             - a source, which is returned as it is.
-        split: Sub-folder, value of the split column, suffix of the arrays or TFDS split; not for
-            synthetic identities and arrays: see :func:`split_source`.
+        split: Sub-folder, value of the split column, suffix of the arrays, TFDS split or name of
+            the .rec in a folder; not for synthetic identities and arrays: see
+            :func:`split_source`.
         images: For a .csv: the folder or .zip its files are relative to.
         image_size: For synthetic identities: their height and width (default 64). Other sources
             keep the size of their images; :func:`keras_hybrid.data.load_arrays` resizes.
@@ -82,11 +85,15 @@ def open_source(
     if suffix == ".zip":
         return _build(ZipSource, text, None, images, options, splitting, path)
     if path.is_dir():
-        return _build(FolderSource, text, None, images, options, splitting, path)
+        has_records = any((path / f"{name}.rec").is_file() for name in {"train", split or "train"})
+        source = RecordIOSource if has_records else FolderSource
+        return _build(source, text, None, images, options, splitting, path)
+    if suffix == ".rec" or path.with_name(f"{path.name}.rec").is_file():
+        return _build(RecordIOSource, text, split, images, options, {"split": None}, path)
     problem = "is a file of unknown type" if path.is_file() else "does not exist"
     raise ValueError(
         f"{text!r} {problem}. Accepted: a folder or .zip with a folder per identity, a .csv, an "
-        ".npz, 'tfds:NAME', 'synthetic:IDENTITIESxIMAGES' or a tuple (images, labels)."
+        ".npz, a .rec, 'tfds:NAME', 'synthetic:IDENTITIESxIMAGES' or a tuple (images, labels)."
     )
 
 
