@@ -3,11 +3,12 @@
 Image sources (:func:`open_source`) give random access to labelled images; :func:`load_arrays`
 decodes them once; :class:`Batches` feeds ``model.fit`` and can be resumed anywhere;
 :func:`face_augmentation` varies face crops; :func:`synthetic_identities` invents people where there
-is no photograph; :func:`read_lfw_pairs` reads verification protocols.
+is no photograph; :func:`read_pairs` and :func:`read_verification_set` read verification protocols.
 """
 
 from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
+from keras_hybrid.data.bin_pairs import read_bin
 from keras_hybrid.data.files import UnreadableImageError
 from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
 from keras_hybrid.data.opening import open_source
@@ -22,6 +23,13 @@ from keras_hybrid.data.sources import (
     split_source,
 )
 from keras_hybrid.data.synthetic import synthetic_identities
+from keras_hybrid.data.verification_sets import (
+    VerificationSet,
+    list_verification_sets,
+    read_pairs,
+    read_verification_set,
+    verification_set_info,
+)
 
 __all__ = [
     "ArraySource",
@@ -37,12 +45,18 @@ __all__ = [
     "Subset",
     "TFDSSource",
     "UnreadableImageError",
+    "VerificationSet",
     "ZipSource",
     "face_augmentation",
+    "list_verification_sets",
     "load_arrays",
     "make_pairs",
     "open_source",
+    "read_bin",
     "read_lfw_pairs",
+    "read_pairs",
+    "read_verification_set",
     "split_source",
     "synthetic_identities",
+    "verification_set_info",
 ]
