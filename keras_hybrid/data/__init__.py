@@ -1,11 +1,18 @@
 """Data: from folders, archives, tables, arrays, RecordIO and TFDS to batches.
 
-Image sources (:func:`open_source`) give random access to labelled images; :func:`load_arrays`
-decodes them once; :class:`Batches` feeds ``model.fit`` and can be resumed anywhere;
-:func:`face_augmentation` varies face crops; :func:`synthetic_identities` invents people where there
-is no photograph; :func:`read_pairs` and :func:`read_verification_set` read verification protocols.
+Image sources (:func:`open_source`) give random access to labelled images; :func:`align_face` cuts
+faces out of photographs; :func:`load_arrays` decodes a source once; :class:`Batches` feeds
+``model.fit`` and can be resumed anywhere; :func:`face_augmentation` varies face crops;
+:func:`synthetic_identities` invents people where there is no photograph; :func:`read_pairs` and
+:func:`read_verification_set` read verification protocols.
 """
 
+from keras_hybrid.data.alignment import (
+    AlignedSource,
+    align_face,
+    face_template,
+    similarity_transform,
+)
 from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
 from keras_hybrid.data.bin_pairs import read_bin
@@ -32,6 +39,7 @@ from keras_hybrid.data.verification_sets import (
 )
 
 __all__ = [
+    "AlignedSource",
     "ArraySource",
     "Batches",
     "CSVSource",
@@ -47,7 +55,9 @@ __all__ = [
     "UnreadableImageError",
     "VerificationSet",
     "ZipSource",
+    "align_face",
     "face_augmentation",
+    "face_template",
     "list_verification_sets",
     "load_arrays",
     "make_pairs",
@@ -56,6 +66,7 @@ __all__ = [
     "read_lfw_pairs",
     "read_pairs",
     "read_verification_set",
+    "similarity_transform",
     "split_source",
     "synthetic_identities",
     "verification_set_info",

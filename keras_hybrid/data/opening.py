@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_hybrid.data.alignment import AlignedSource
 from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.files import some
 from keras_hybrid.data.recordio import RecordIOSource
@@ -23,6 +24,7 @@ def open_source(
     split: str | None = None,
     images: str | os.PathLike | None = None,
     image_size: int | None = None,
+    align: bool = False,
     **options: Any,
 ) -> ImageSource:
     """Open whatever holds labelled images.
@@ -44,8 +46,11 @@ def open_source(
             the .rec in a folder; not for synthetic identities and arrays: see
             :func:`split_source`.
         images: For a .csv: the folder or .zip its files are relative to.
-        image_size: For synthetic identities: their height and width (default 64). Other sources
-            keep the size of their images; :func:`keras_hybrid.data.load_arrays` resizes.
+        image_size: For synthetic identities: their height and width (default 64). With ``align``:
+            the side of the crops (default 112). Other sources keep the size of their images;
+            :func:`keras_hybrid.data.load_arrays` resizes.
+        align: Whether photographs with landmarks are aligned when they are read
+            (:class:`AlignedSource`).
         **options: Further keyword arguments of the source's class; for synthetic identities
             ``seed`` and ``first_identity``.
 
@@ -55,6 +60,9 @@ def open_source(
     Raises:
         ValueError: If the specification, the split or an option is not known.
     """
+    if align:
+        source = open_source(spec, split=split, images=images, **options)
+        return AlignedSource(source, **({} if image_size is None else {"image_size": image_size}))
     if isinstance(spec, ImageSource):
         return _build(lambda: spec, spec, split, images, options, {})
     if isinstance(spec, tuple):
