@@ -179,17 +179,13 @@ def test_any_contents_come_back(tmp_path, data):
     images = data.draw(st.lists(st.lists(piece, min_size=1).map(b"".join), min_size=1, max_size=5))
     labels = [data.draw(st.sampled_from([i, [i, 9.5], [i, 1, 2]])) for i in range(len(images))]
     contents = [image_record(label, image) for label, image in zip(labels, images, strict=True)]
-    path = write(tmp_path, contents, with_index=data.draw(st.booleans()))
-    if data.draw(st.booleans()):
-        (tmp_path / "train.idx").unlink(missing_ok=True)
-    source = RecordIOSource(path)
-    read = []
+    (tmp_path / "train.idx").unlink(missing_ok=True)
+    source = RecordIOSource(write(tmp_path, contents, with_index=data.draw(st.booleans())))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("keras_hybrid.data.recordio.decode_image", lambda image, where: image)
         read = [source.read(i) for i in range(len(source))]
     assert read == images
     assert source.labels.tolist() == list(range(len(images)))
-    (tmp_path / "train.idx").unlink(missing_ok=True)
 
 
 # classes
@@ -424,7 +420,7 @@ def test_forked_processes_do_not_share_a_file_position(numbered):
     orders = [np.random.default_rng(seed).permutation(40).tolist() for seed in range(2)]
     queues = [context.Queue() for _ in orders]
     processes = [
-        context.Process(target=_read_in_a_process, args=(numbered, order, queue))
+        context.Process(target=_read_in_a_process, args=(numbered, order, queue), daemon=True)
         for order, queue in zip(orders, queues, strict=True)
     ]
     [process.start() for process in processes]
