@@ -265,6 +265,32 @@ def test_a_damaged_record_stops(tmp_path, with_index, place, value, message):
         RecordIOSource(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # NumPy's, of an index without a number
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_changed_bytes_give_a_source_or_a_value_error(tmp_path, data):
+    path = write(tmp_path, *insightface(LABELS), classes=3)
+    for file in (path, path.with_suffix(".idx"), tmp_path / "property"):
+        content = bytearray(file.read_bytes())
+        for _ in range(data.draw(st.integers(0, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        file.write_bytes(content[: data.draw(st.integers(len(content) - 3, len(content)))])
+    if data.draw(st.booleans()):
+        path.with_suffix(".idx").unlink()
+    try:
+        source = RecordIOSource(path)
+    except ValueError as error:
+        assert str(tmp_path) in str(error)
+        return
+    for index in range(len(source)):
+        try:
+            assert source.read(index).ndim == 3
+        except UnreadableImageError as error:
+            assert error.path == source.paths[index]
+
+
 def test_a_record_too_short_for_a_header_and_parts_without_an_end_stop(tmp_path):
     path = write(tmp_path, [image_record(0, picture(0)), b"short"])
     with pytest.raises(ValueError, match=r"key 1: 5 bytes are too few"):
