@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--representative",
         metavar="SOURCE",
-        help="images that int8 is calibrated with: a folder, .zip, .csv, .npz, tfds:NAME or "
+        help="images that int8 is calibrated with: a folder, .zip, .csv, .npz, .rec, tfds:NAME or "
         f"synthetic:IDENTITIESxIMAGES, of which {CALIBRATION_IMAGES} are used",
     )
     group.add_argument("--input-dtype", choices=("uint8", "float32"), help="default: float32")
@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--data",
         metavar="SPEC",
-        help="a folder, .zip, .csv, .npz, tfds:NAME or synthetic:IDENTITIESxIMAGES",
+        help="a folder, .zip, .csv, .npz, .rec, tfds:NAME or synthetic:IDENTITIESxIMAGES",
     )
     group.add_argument(
         "--images", metavar="ZIP", help="for a .csv: the folder or .zip of its files"
@@ -209,8 +209,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--seed", type=int, help="of --test-fraction (default: 0)")
     group = command.add_argument_group("verification of pairs")
-    group.add_argument("--pairs", metavar="pairs.txt", help="a pair list in the form of LFW's")
-    group.add_argument("--pairs-images", metavar="lfw.zip", help="the folder or .zip of its images")
+    group.add_argument(
+        "--pairs",
+        metavar="FILE",
+        help="pairs.txt of LFW or a list in its form, pairs_CALFW.txt, pairs_CPLFW.txt, "
+        "pair_SLLFW.txt, or a .bin of InsightFace",
+    )
+    group.add_argument(
+        "--pairs-images", metavar="lfw.zip", help="the folder or .zip of a list's images"
+    )
     group.add_argument(
         "--threshold",
         type=_number(-1, 1),
@@ -273,9 +280,12 @@ def _check_export(given: argparse.Namespace) -> None:
 
 def _check_evaluate(given: argparse.Namespace) -> None:
     if given.data is None and given.pairs is None:
-        raise UsageError("Give --data, or --pairs with --pairs-images, or both.")
-    if (given.pairs is None) != (given.pairs_images is None):
-        raise UsageError("--pairs and --pairs-images belong together.")
+        raise UsageError("Give --data, or --pairs, or both.")
+    needs_images = given.pairs is not None and not given.pairs.lower().endswith(".bin")
+    if needs_images != (given.pairs_images is not None):
+        raise UsageError(
+            "--pairs and --pairs-images belong together, except for a .bin, which holds its images."
+        )
     for option, owner in (
         ("images", "data"),
         ("split", "data"),
@@ -605,7 +615,7 @@ def _evaluate(given: argparse.Namespace) -> None:
         from keras_hybrid import data
 
         _check_embedding(model, given.model)
-        pairs = data.read_lfw_pairs(given.pairs, images=given.pairs_images)
+        pairs = data.read_pairs(given.pairs, given.pairs_images)
     if given.data is not None:
         results["classification"] = _identification(given, model, size)
     verified = None

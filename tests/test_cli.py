@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from keras_hybrid import export
 from keras_hybrid.cli import main
 from tests.cases import predict
 from tests.convert.test_loading import checkpoint_of
+from tests.data.test_recordio import image_record, write
 
 image_module = pytest.importorskip("PIL.Image", reason="the command line reads images with Pillow")
 
@@ -124,6 +126,8 @@ def test_version(capsys):
         ),
         (["evaluate", "m.keras"], "--data, or --pairs"),
         (["evaluate", "m.keras", "--pairs", "pairs.txt"], "belong together"),
+        (["evaluate", "m.keras", "--pairs", "a.bin", "--pairs-images", "x"], "holds its images"),
+        (["evaluate", "m.keras", "--data", "x", "--pairs-images", "x"], "belong together"),
         (["evaluate", "m.keras", "--data", "x", "--threshold", "0.3"], "belongs to --pairs"),
         (["evaluate", "m.keras", "--data", "x", "--seed", "1"], "belongs to --test-fraction"),
         (
@@ -503,6 +507,34 @@ def test_evaluate_judges_at_a_given_threshold(capsys, folder, tmp_path):
     assert results["verification"]["accuracy"] == 0.5  # everything is accepted
     assert results["verification"]["threshold_source"] == "--threshold"
     assert results["classification"] is None
+
+
+def test_evaluate_reads_insightfaces_files(capsys, folder, tmp_path):
+    pairs = kh.data.read_lfw_pairs(folder / "pairs.txt", folder / "faces")
+    names = [name for pair in zip(pairs.left, pairs.right, strict=True) for name in pair]
+    images = [(folder / "faces" / name).read_bytes() for name in names]
+    file = tmp_path / "lfw.bin"
+    file.write_bytes(pickle.dumps((images, pairs.same.tolist()), 2))
+    faces = kh.data.open_source(folder / "faces")
+    contents = [
+        image_record(float(label), Path(path).read_bytes())
+        for label, path in zip(faces.labels, faces.paths, strict=True)
+    ]
+    write(tmp_path, contents)
+    model_file = folder / "model.keras"
+    status, _, err = run(
+        capsys, "evaluate", model_file, "--data", tmp_path, "--pairs", file, "--out",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    model = keras.saving.load_model(model_file, compile=False)
+    verified = kh.evaluation.evaluate_pairs(model, kh.data.read_bin(file))
+    assert results["verification"]["accuracy"] == verified.accuracy
+    assert results["verification"]["pairs_file"] == str(file)
+    loaded = kh.data.load_arrays(faces, SIZE)
+    expected = kh.evaluation.evaluate_classifier(model, loaded.images, loaded.labels)
+    assert results["classification"]["top1"] == expected.top1
 
 
 def test_evaluate_uses_the_images_that_training_held_out(capsys, folder, tmp_path):

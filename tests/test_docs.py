@@ -70,6 +70,19 @@ def test_pages_of_families_have_one_shape(family):
     assert f"../models.md#{family}" in text
 
 
+def test_the_table_of_verification_sets_is_that_of_the_code():
+    rows = {
+        row.split(" | ")[0].removeprefix("| "): row
+        for row in (DOCS / "data.md").read_text().splitlines()
+    }
+    for name in kh.data.list_verification_sets():
+        known = kh.data.verification_set_info(name)
+        assert f"| {known.same:,} + {known.different:,} | {known.folds} |" in rows[name]
+        assert f"]({known.url})" in rows[name]
+        files = ["`.bin`", *([f"`{known.pair_list}`"] if known.pair_list else [])]
+        assert rows[name].endswith(f"| {', '.join(files)} |")
+
+
 @pytest.mark.skipif(
     keras.backend.backend() == "jax",
     reason="minutes: JAX compiles every operation of eager code; two backends are enough",

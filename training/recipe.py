@@ -19,7 +19,7 @@ class Recipe:
     Attributes:
         model: A name of ``keras_hybrid.list_models()``.
         model_arguments: Further keywords of its builder.
-        data: Training images: a folder, .zip, .csv, .npz, ``tfds:NAME`` or
+        data: Training images: a folder, .zip, .csv, .npz, .rec, ``tfds:NAME`` or
             ``synthetic:IDENTITIESxIMAGES`` (``keras_hybrid.data.open_source``).
         images: For a .csv: the folder or .zip its files are relative to.
         train_split: Split of ``data`` to train on: a value of the CSV's split column, a TFDS split.
@@ -65,9 +65,9 @@ class Recipe:
         checkpoint_steps: Steps between checkpoints within an epoch, besides one at each epoch's
             end: what a killed run loses at most.
         workers: Threads that prepare batches.
-        pairs: Optional images for the closing verification: an LFW-style pairs file, or
-            ``synthetic:IDENTITIESxIMAGES`` for people that are not in ``data``.
-        pairs_images: For a pairs file: the folder or .zip of its images.
+        pairs: Optional images for the closing verification: a list of pairs as LFW's, a ``.bin``
+            of InsightFace, or ``synthetic:IDENTITIESxIMAGES`` for people that are not in ``data``.
+        pairs_images: For a list of pairs: the folder or .zip of its images.
         pairs_every: Epochs between verifications of the pairs during training, whose accuracy, its
             deviation, area under the ROC and XNorm join the logs; 0: only at the end.
         export: Formats to write at the end, joined by "+": "litert", "int8", "saved_model", "onnx";
@@ -179,10 +179,11 @@ class Recipe:
             raise ValueError(
                 f"export must be of {', '.join(formats)}, joined by '+'; got {self.export!r}."
             )
-        synthetic = (self.pairs or "").startswith("synthetic:")
-        if (self.pairs is None or synthetic) != (self.pairs_images is None):
+        pairs = self.pairs or ""
+        alone = not pairs or pairs.startswith("synthetic:") or pairs.lower().endswith(".bin")
+        if alone != (self.pairs_images is None):
             raise ValueError(
-                "A pairs file and pairs_images belong together; got "
+                "A list of pairs and pairs_images belong together; got "
                 f"pairs={self.pairs!r}, pairs_images={self.pairs_images!r}."
             )
 

@@ -78,7 +78,7 @@ def load_pairs(recipe: Recipe):
             recipe.pairs, image_size=recipe.image_size, first_identity=known
         )
         return data.make_pairs(strangers, seed=recipe.seed)
-    return data.read_lfw_pairs(recipe.pairs, images=recipe.pairs_images)
+    return data.read_pairs(recipe.pairs, recipe.pairs_images)
 
 
 def build_loss(recipe: Recipe):

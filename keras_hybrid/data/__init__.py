@@ -1,32 +1,46 @@
-"""Data: from folders, archives, tables, arrays and TFDS to batches.
+"""Data: from folders, archives, tables, arrays, RecordIO and TFDS to batches.
 
-Image sources (:func:`open_source`) give random access to labelled images; :func:`load_arrays`
-decodes them once; :class:`Batches` feeds ``model.fit`` and can be resumed anywhere;
-:func:`face_augmentation` varies face crops and :func:`image_augmentation` other images;
-:func:`synthetic_identities` invents people where there is no photograph; :func:`read_lfw_pairs`
-reads verification protocols.
+Image sources (:func:`open_source`) give random access to labelled images; :func:`align_face` cuts
+faces out of photographs; :func:`load_arrays` decodes a source once; :class:`Batches` feeds
+``model.fit`` and can be resumed anywhere; :func:`face_augmentation` varies face crops and
+:func:`image_augmentation` other images; :func:`synthetic_identities` invents people where there is
+no photograph; :func:`read_pairs` and :func:`read_verification_set` read verification protocols.
 """
 
+from keras_hybrid.data.alignment import (
+    AlignedSource,
+    align_face,
+    face_template,
+    similarity_transform,
+)
+from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
+from keras_hybrid.data.bin_pairs import read_bin
 from keras_hybrid.data.files import UnreadableImageError
 from keras_hybrid.data.layer_augmentation import LayerAugmentation, image_augmentation
 from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
+from keras_hybrid.data.opening import open_source
 from keras_hybrid.data.pairs import PairList, make_pairs, read_lfw_pairs
+from keras_hybrid.data.recordio import RecordIOSource
 from keras_hybrid.data.sources import (
-    ArraySource,
     CSVSource,
     FolderSource,
     ImageSource,
-    NpzSource,
     Subset,
-    TFDSSource,
     ZipSource,
-    open_source,
     split_source,
 )
 from keras_hybrid.data.synthetic import synthetic_identities
+from keras_hybrid.data.verification_sets import (
+    VerificationSet,
+    list_verification_sets,
+    read_pairs,
+    read_verification_set,
+    verification_set_info,
+)
 
 __all__ = [
+    "AlignedSource",
     "ArraySource",
     "Batches",
     "CSVSource",
@@ -37,16 +51,26 @@ __all__ = [
     "LoadedImages",
     "NpzSource",
     "PairList",
+    "RecordIOSource",
     "Subset",
     "TFDSSource",
     "UnreadableImageError",
+    "VerificationSet",
     "ZipSource",
+    "align_face",
     "face_augmentation",
+    "face_template",
     "image_augmentation",
+    "list_verification_sets",
     "load_arrays",
     "make_pairs",
     "open_source",
+    "read_bin",
     "read_lfw_pairs",
+    "read_pairs",
+    "read_verification_set",
+    "similarity_transform",
     "split_source",
     "synthetic_identities",
+    "verification_set_info",
 ]

@@ -136,22 +136,12 @@ def read_lfw_pairs(pairs: str | os.PathLike, images: str | os.PathLike) -> PairL
             f"but {len(lines) - 1} lines follow."
         )
 
-    files = open_files(images, "images")
-    found: dict[tuple[str, str], list[str]] = {}
-    for name in files.listing()[0]:
-        path = PurePosixPath(name)
-        if is_image(name):
-            found.setdefault((path.parent.name, path.stem), []).append(name)
+    found = ImageFinder(images)
 
     def image(person: str, number: str, place: str) -> str:
         if not re.fullmatch("[0-9]+", number):
             raise ValueError(f"{place}: {number!r} is not the number of an image.")
-        stem = f"{person}_{int(number):04d}"
-        members = found.get((person, stem), [])
-        if len(members) != 1:
-            problem = f"more than once: {some(members)}" if members else "missing"
-            raise ValueError(f"{place}: image {person}/{stem}.jpg of {files.root} is {problem}.")
-        return members[0]
+        return found.name(f"{person}/{person}_{int(number):04d}.jpg", place)
 
     left, right, same, fold = [], [], [], []
     for position, line in enumerate(lines[1:]):
@@ -170,8 +160,39 @@ def read_lfw_pairs(pairs: str | os.PathLike, images: str | os.PathLike) -> PairL
         same.append(is_same)
         fold.append(position // (2 * count))
     return PairList(
-        tuple(left), tuple(right), np.array(same), np.array(fold, np.int32), _Reader(files)
+        tuple(left), tuple(right), np.array(same), np.array(fold, np.int32), found.reader
     )
+
+
+class ImageFinder:
+    """Finds the images that a list names in a folder or archive, at whatever depth.
+
+    The suffix does not matter: aligned copies are often of another type.
+    """
+
+    def __init__(self, images: str | os.PathLike):
+        self.reader = _Reader(open_files(images, "images"))
+        self._names: dict[str, list[str]] = {}
+        for name in self.reader.files.listing()[0]:
+            if is_image(name):
+                self._names.setdefault(PurePosixPath(name).stem, []).append(name)
+
+    def name(self, wanted: str, place: str) -> str:
+        """The one image called ``wanted``, in a folder of that name if it has one.
+
+        Raises:
+            ValueError: If there is none or more than one; ``place`` is where the list names it.
+        """
+        path = PurePosixPath(wanted)
+        members = [
+            name
+            for name in self._names.get(path.stem, [])
+            if path.parent.name in ("", PurePosixPath(name).parent.name)
+        ]
+        if len(members) != 1:
+            problem = f"more than once: {some(members)}" if members else "missing"
+            raise ValueError(f"{place}: image {wanted} of {self.reader.files.root} is {problem}.")
+        return members[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,17 +15,13 @@ stop when the source is opened.
 
 import csv
 import hashlib
-import inspect
 import io
 import logging
 import os
 import re
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -40,20 +36,8 @@ from keras_hybrid.data.files import (
     read_text,
     some,
 )
-from keras_hybrid.data.synthetic import synthetic_identities
 
-__all__ = [
-    "ArraySource",
-    "CSVSource",
-    "FolderSource",
-    "ImageSource",
-    "NpzSource",
-    "Subset",
-    "TFDSSource",
-    "ZipSource",
-    "open_source",
-    "split_source",
-]
+__all__ = ["CSVSource", "FolderSource", "ImageSource", "Subset", "ZipSource", "split_source"]
 
 _LOGGER = logging.getLogger(__name__)
 _LANDMARK_COLUMNS = tuple(f"{axis}{point}" for point in range(5) for axis in "xy")
@@ -304,7 +288,7 @@ class CSVSource(_FileSource):
 
         texts = [row[label_column].strip() for row in rows]
         where = [f"{path}, line {line}" for line in lines]
-        labels, self.class_names = _number_labels(texts, where, classes)
+        labels, self.class_names = number_labels(texts, where, classes)
         keep = np.arange(len(rows))
         if split is not None:
             keep = np.array([i for i in keep if rows[i][split_column].strip() == split], int)
@@ -350,7 +334,7 @@ def _without_repetition(rows, lines, file_column, label_column, split_column, pa
     return [rows[i] for i in kept], [lines[i] for i in kept]
 
 
-def _number_labels(
+def number_labels(
     texts: Sequence[str], where: Sequence[str], classes: int | None
 ) -> tuple[np.ndarray, list[str]]:
     """Labels and class names from a column of numbers or names."""
@@ -364,7 +348,7 @@ def _number_labels(
             raise ValueError(f"{where[worst]}: label {texts[worst]} is negative.")
         present = np.unique(numbers)
         if classes is not None or np.array_equal(present, np.arange(len(present))):
-            _check_range(numbers, classes, where)
+            check_range(numbers, classes, where)
             return numbers.astype(np.int32), [str(number) for number in present]
         return np.searchsorted(present, numbers).astype(np.int32), [str(n) for n in present]
     numeric = [re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) for text in texts]
@@ -376,7 +360,7 @@ def _number_labels(
     return np.array([number[text] for text in texts], np.int32), names
 
 
-def _check_range(labels: np.ndarray, classes: int | None, where: Sequence[str]) -> None:
+def check_range(labels: np.ndarray, classes: int | None, where: Sequence[str]) -> None:
     """Labels must be exactly 0 … classes − 1 (classes: as many as there are, if None)."""
     count = int(labels.max()) + 1 if classes is None else classes
     worst = int(np.argmax(labels))
@@ -401,236 +385,6 @@ def _landmarks(rows: Sequence[dict[str, str]], where: Sequence[str]) -> np.ndarr
     return landmarks.reshape(-1, 5, 2)
 
 
-class ArraySource(ImageSource):
-    """Images and labels in memory.
-
-    Args:
-        images: uint8 or float in [0, 255], (n, height, width, 3); grey as (n, height, width) or
-            (n, height, width, 1) becomes RGB. Floats are rounded.
-        labels: (n,) whole numbers 0 … classes − 1, or names, which are numbered in sorted order.
-        classes: Number of classes, if it is to be checked.
-        class_names: Names of the classes; classes without an image are then allowed.
-        name: What messages call it.
-
-    Raises:
-        ValueError: If shapes, values or labels do not fit.
-    """
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        *,
-        classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-        name: str = "array",
-    ):
-        images, labels = np.asarray(images), np.asarray(labels)
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
-            raise ValueError(
-                "`images` must have shape (n, height, width), (n, height, width, 1) or "
-                f"(n, height, width, 3) with n ≥ 1, got {np.shape(images)}."
-            )
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        if labels.shape != (len(images),):
-            raise ValueError(f"`labels` must have shape ({len(images)},), got {labels.shape}.")
-        self._images = _as_bytes(images)
-        where = [f"{name}[{i}]" for i in range(len(images))]
-        if labels.dtype.kind in "USOT" and not all(isinstance(v, int) for v in labels.tolist()):
-            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in labels.tolist()]
-            labels, found = _number_labels(texts, where, classes)
-            class_names = _checked_names(found, class_names)
-            number = {text: label for label, text in enumerate(class_names)}
-            labels = np.array([number[found[label]] for label in labels], np.int32)
-        else:
-            labels = _whole_numbers(labels, where)
-            if class_names is None:
-                _check_range(labels, classes, where)
-                class_names = [str(label) for label in range(int(labels.max()) + 1)]
-            elif labels.max() >= len(class_names):
-                worst = int(np.argmax(labels))
-                raise ValueError(
-                    f"{where[worst]}: label {labels[worst]} with {len(class_names)} `class_names`."
-                )
-        self.labels = labels.astype(np.int32)
-        self.class_names = list(class_names)
-        self.paths = where
-
-    def read(self, index: int) -> np.ndarray:
-        """Read one image; see :meth:`ImageSource.read`."""
-        image = self._images[index]
-        return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-
-    def stamps(self) -> Iterable[str]:
-        """Shape and checksum of each image."""
-        return (
-            f"{image.shape}/{zlib.crc32(np.ascontiguousarray(image))}" for image in self._images
-        )
-
-
-def _as_bytes(images: np.ndarray) -> np.ndarray:
-    """Images as uint8, or a message saying which values are expected."""
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind not in "iuf":
-        raise ValueError(f"`images` must be uint8 or float, got {images.dtype}.")
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 255):
-        raise ValueError(f"`images` must lie in [0, 255], got [{low:g}, {high:g}].")
-    if images.dtype.kind == "f" and 0 < high <= 1:
-        raise ValueError("`images` must lie in [0, 255], got [0, 1]: multiply them by 255.")
-    return np.rint(images).astype(np.uint8)
-
-
-def _whole_numbers(labels: np.ndarray, where: Sequence[str]) -> np.ndarray:
-    """Labels as int64, or a message naming the first that is none."""
-    if labels.dtype.kind not in "iufO":
-        raise ValueError(f"`labels` must be whole numbers or names, got {labels.dtype}.")
-    numbers = labels.astype(np.float64)
-    wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers == np.rint(numbers))))
-    if len(wrong):
-        raise ValueError(f"{where[wrong[0]]}: label {labels[wrong[0]]} is not a whole number.")
-    if numbers.min() < 0:
-        worst = int(np.argmin(numbers))
-        raise ValueError(f"{where[worst]}: label {labels[worst]} is negative.")
-    return numbers.astype(np.int64)
-
-
-def _checked_names(found: Sequence[str], class_names: Sequence[str] | None) -> Sequence[str]:
-    """The given class names if they contain the found ones."""
-    if class_names is None:
-        return found
-    unknown = sorted(set(found) - set(class_names))
-    if unknown:
-        raise ValueError(f"`class_names` lacks {some(unknown)}.")
-    return class_names
-
-
-class NpzSource(ArraySource):
-    """Arrays of an .npz file: ``x`` and ``y``, or ``images`` and ``labels``.
-
-    With ``split="train"`` they are ``x_train`` and ``y_train`` (or ``images_train`` …).
-
-    Args:
-        path: The file.
-        split: Suffix of the arrays' names, or None.
-        classes: Number of classes, if it is to be checked.
-        class_names: Names of the classes.
-
-    Raises:
-        ValueError: If the file or its arrays do not fit.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        split: str | None = None,
-        *,
-        classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-    ):
-        suffix = f"_{split}" if split else ""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                for x, y in (("x", "y"), ("images", "labels")):
-                    if x + suffix in arrays.files and y + suffix in arrays.files:
-                        images, labels = arrays[x + suffix], arrays[y + suffix]
-                        break
-                else:
-                    raise ValueError(
-                        f"{path} must hold x{suffix} and y{suffix}, or images{suffix} and "
-                        f"labels{suffix}; it holds {some(arrays.files)}."
-                    )
-        except FileNotFoundError as error:
-            raise ValueError(f"`path`: there is no file {path}.") from error
-        except (zipfile.BadZipFile, EOFError, OSError, AttributeError) as error:
-            raise ValueError(f"{path} is not a complete .npz file: {error}") from error
-        super().__init__(
-            images, labels, classes=classes, class_names=class_names, name=Path(path).name
-        )
-
-
-class TFDSSource(ImageSource):
-    """A split of a TensorFlow Datasets builder; images stay encoded in memory.
-
-    Args:
-        name: The builder's name, with a version or configuration if wanted (``"cifar10"``).
-        split: Split, with slicing if wanted (``"train[:80%]"``).
-        image_key: Feature of the image.
-        label_key: Feature of the label: a ClassLabel, another integer or a text. Texts, and
-            integers with gaps, are numbered in sorted order within the split.
-        data_dir: Where the data sets lie, or None for the default.
-        download: Whether to download and prepare a missing data set.
-
-    Raises:
-        ImportError: If tensorflow-datasets is not installed.
-        ValueError: If the builder, the split or a feature does not exist.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        split: str | None = "train",
-        *,
-        image_key: str = "image",
-        label_key: str = "label",
-        data_dir: str | os.PathLike | None = None,
-        download: bool = True,
-    ):
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError as error:
-            raise ImportError(
-                "TensorFlow Datasets sources need tensorflow-datasets and TensorFlow: "
-                "pip install 'keras-hybrid[train,tensorflow]'"
-            ) from error
-        try:
-            builder = tfds.builder(name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError as error:
-            raise ValueError(f"`name`={name!r} is no data set of TensorFlow Datasets.") from error
-        features = builder.info.features
-        for argument, key in (("image_key", image_key), ("label_key", label_key)):
-            if key not in features:
-                raise ValueError(
-                    f"`{argument}`={key!r}: {name} has no such feature; it has {some([*features])}."
-                )
-        if download:
-            builder.download_and_prepare()
-        split = "train" if split is None else split
-        decoders = tfds.decode.PartialDecoding(
-            {image_key: True, label_key: True}, {image_key: tfds.decode.SkipDecoding()}
-        )
-        try:
-            dataset = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
-        except (ValueError, KeyError) as error:
-            known = sorted(builder.info.splits or ())
-            raise ValueError(f"`split`={split!r}: {name} has {some(known)} ({error}).") from error
-        self._encoded, labels = [], []
-        for example in tfds.as_numpy(dataset):
-            self._encoded.append(example[image_key])
-            labels.append(example[label_key])
-        if not labels:
-            raise ValueError(f"`split`={split!r} of {name} is empty.")
-        self.paths = [f"tfds:{name}/{split}[{i}]" for i in range(len(labels))]
-        if isinstance(features[label_key], tfds.features.ClassLabel):
-            self.labels = _whole_numbers(np.asarray(labels), self.paths).astype(np.int32)
-            self.class_names = list(features[label_key].names)
-        else:
-            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in labels]
-            self.labels, self.class_names = _number_labels(texts, self.paths, None)
-
-    def read(self, index: int) -> np.ndarray:
-        """Read one image; see :meth:`ImageSource.read`."""
-        return decode_image(self._encoded[index], self.paths[index])
-
-    def stamps(self) -> Iterable[str]:
-        """Size and checksum of each encoded image."""
-        return (f"{len(data)}/{zlib.crc32(data)}" for data in self._encoded)
-
-
 class Subset(ImageSource):
     """Some images of another source, with its numbering of classes.
 
@@ -652,9 +406,13 @@ class Subset(ImageSource):
         self.indices = indices
         self.labels = source.labels[indices]
         self.class_names = source.class_names
-        paths = source.paths
-        self.paths = [paths[i] for i in indices]
         self.landmarks = None if source.landmarks is None else source.landmarks[indices]
+
+    @property
+    def paths(self) -> list[str]:
+        """Where each image lies."""
+        paths = self.source.paths
+        return [paths[i] for i in self.indices]
 
     def read(self, index: int) -> np.ndarray:
         """Read one image; see :meth:`ImageSource.read`."""
@@ -684,120 +442,13 @@ def split_source(source: ImageSource, fraction: float, seed: int = 0) -> tuple[S
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must lie in (0, 1), got {fraction!r}.")
     in_test = np.zeros(len(source), bool)
-    for label in np.unique(source.labels):
-        members = np.flatnonzero(source.labels == label)
+    by_label = np.argsort(source.labels, kind="stable")
+    borders = np.flatnonzero(np.diff(source.labels[by_label])) + 1
+    for members in np.split(by_label, borders):
         if len(members) < 2:
             continue
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        order = np.random.default_rng([seed, int(label)]).permutation(members)
+        label = int(source.labels[members[0]])
+        order = np.random.default_rng([seed, label]).permutation(members)
         in_test[order[:count]] = True
     return Subset(source, np.flatnonzero(~in_test)), Subset(source, np.flatnonzero(in_test))
-
-
-def open_source(
-    spec: str | os.PathLike | tuple[np.ndarray, np.ndarray] | ImageSource,
-    *,
-    split: str | None = None,
-    images: str | os.PathLike | None = None,
-    image_size: int | None = None,
-    **options: Any,
-) -> ImageSource:
-    """Open whatever holds labelled images.
-
-    Args:
-        spec: One of
-
-            - a folder or a .zip with a folder per identity (:class:`FolderSource`,
-              :class:`ZipSource`);
-            - a .csv of files and labels (:class:`CSVSource`);
-            - an .npz of arrays (:class:`NpzSource`);
-            - ``"tfds:NAME"`` (:class:`TFDSSource`);
-            - ``"synthetic:IDENTITIESxIMAGES"``, e.g. ``"synthetic:32x24"``
-              (:func:`keras_hybrid.data.synthetic_identities`);
-            - a tuple ``(images, labels)`` of arrays (:class:`ArraySource`);
-            - a source, which is returned as it is.
-        split: Sub-folder, value of the split column, suffix of the arrays or TFDS split; not for
-            synthetic identities and arrays: see :func:`split_source`.
-        images: For a .csv: the folder or .zip its files are relative to.
-        image_size: For synthetic identities: their height and width (default 64). Other sources
-            keep the size of their images; :func:`keras_hybrid.data.load_arrays` resizes.
-        **options: Further keyword arguments of the source's class; for synthetic identities
-            ``seed`` and ``first_identity``.
-
-    Returns:
-        The source.
-
-    Raises:
-        ValueError: If the specification, the split or an option is not known.
-    """
-    if isinstance(spec, ImageSource):
-        return _build(lambda: spec, spec, split, images, options, {})
-    if isinstance(spec, tuple):
-        if len(spec) != 2:
-            raise ValueError(f"A tuple must be (images, labels), got {len(spec)} elements.")
-        return _build(ArraySource, "arrays", split, images, options, {}, *spec)
-    text = os.fspath(spec)
-    if text.startswith("synthetic:"):
-        match = re.fullmatch(r"synthetic:(\d+)x(\d+)", text)
-        if not match:
-            raise ValueError(
-                f"{text!r} must be 'synthetic:IDENTITIESxIMAGES', e.g. 'synthetic:32x24'."
-            )
-        size = {} if image_size is None else {"image_size": image_size}
-        return _build(
-            _synthetic_source, text, split, images, options, {}, *map(int, match.groups()), **size
-        )
-    if text.startswith("tfds:"):
-        name = text.removeprefix("tfds:")
-        return _build(TFDSSource, text, None, images, options, {"split": split or "train"}, name)
-    path = Path(text)
-    suffix = path.suffix.lower()
-    splitting = {"split": split}
-    if suffix == ".csv":
-        return _build(CSVSource, text, None, None, options, splitting, path, images)
-    if suffix == ".npz":
-        return _build(NpzSource, text, None, images, options, splitting, path)
-    if suffix == ".zip":
-        return _build(ZipSource, text, None, images, options, splitting, path)
-    if path.is_dir():
-        return _build(FolderSource, text, None, images, options, splitting, path)
-    problem = "is a file of unknown type" if path.is_file() else "does not exist"
-    raise ValueError(
-        f"{text!r} {problem}. Accepted: a folder or .zip with a folder per identity, a .csv, an "
-        ".npz, 'tfds:NAME', 'synthetic:IDENTITIESxIMAGES' or a tuple (images, labels)."
-    )
-
-
-def _build(maker, spec, split, images, options, keywords, *arguments, **more) -> ImageSource:
-    """Call a source's class; say which option does not belong to it."""
-    if split is not None:
-        raise ValueError(f"`split`={split!r}: {spec} has no splits; use split_source().")
-    if images is not None:
-        raise ValueError(f"`images`={str(images)!r} belongs to a .csv, not to {spec}.")
-    parameters = inspect.signature(maker).parameters
-    accepted = [
-        name
-        for position, name in enumerate(parameters)
-        if position >= len(arguments) and name not in (*keywords, *more)
-    ]
-    unknown = sorted(set(options) - set(accepted))
-    if unknown:
-        raise ValueError(
-            f"Unknown option {some(unknown)} for {spec}; accepted: {some(accepted, 20) or 'none'}."
-        )
-    return maker(*arguments, **keywords, **more, **options)
-
-
-def _synthetic_source(
-    num_identities: int,
-    images_per_identity: int,
-    image_size: int = 64,
-    seed: int = 0,
-    first_identity: int = 0,
-) -> ArraySource:
-    """Synthetic identities as a source."""
-    arrays = synthetic_identities(
-        num_identities, images_per_identity, image_size, seed, first_identity
-    )
-    names = [f"synthetic_{first_identity + i:05d}" for i in range(num_identities)]
-    return ArraySource(*arrays, class_names=names, name="synthetic")

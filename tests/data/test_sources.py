@@ -497,6 +497,19 @@ def test_split_is_a_stratified_deterministic_partition(counts, fraction, seed):
         np.testing.assert_array_equal(test.read(0), source.read(test.indices[0]))
 
 
+def test_split_draws_from_each_class_by_its_own_seed():
+    labels = np.random.default_rng(0).integers(0, 9, 100)
+    source = ArraySource(np.zeros((100, 2, 2), np.uint8), labels)
+    expected = []
+    for label in range(9):
+        members = np.flatnonzero(labels == label)
+        drawn = np.random.default_rng([3, label]).permutation(members)
+        expected += drawn[: round(0.3 * len(members))].tolist()
+    _, test = split_source(source, 0.3, seed=3)
+    assert test.indices.tolist() == sorted(expected)
+    assert test.paths == [source.paths[i] for i in sorted(expected)]
+
+
 def test_a_subset_refuses_what_the_source_does_not_have():
     source = open_source("synthetic:1x2", image_size=8)
     with pytest.raises(ValueError, match="indices"):

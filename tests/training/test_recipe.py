@@ -64,6 +64,8 @@ def test_keywords_are_added_key_by_key():
         (("--model-arguments", "depth"), "KEY=VALUE"),
         (("--train-split", "train"), "train_split and test_split belong together"),
         (("--pairs", "pairs.txt"), "pairs_images"),
+        (("--pairs", "lfw.bin", "--pairs-images", "lfw.zip"), "pairs_images"),
+        (("--pairs-images", "lfw.zip", "--pairs", "synthetic:4x4"), "pairs_images"),
         (("--export", "coreml"), "export must be of"),
         (("--learning-rate", "-1"), "learning_rate must be positive"),
     ],
@@ -71,6 +73,10 @@ def test_keywords_are_added_key_by_key():
 def test_a_wrong_value_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         override(*arguments)
+
+
+def test_a_bin_of_pairs_holds_its_images():
+    assert override("--pairs", "lfw.bin").pairs_images is None
 
 
 def test_an_unknown_recipe_lists_those_there_are():

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.data.test_recordio import insightface, picture, write
 from training import train
 from training.recipe import Recipe
 
@@ -54,6 +56,21 @@ class StopAt(keras.callbacks.Callback):
         self.left -= 1
         if self.left == 0:
             raise Stop
+
+
+def test_insightfaces_files_are_training_data_and_pairs(tmp_path):
+    pytest.importorskip("PIL.Image")
+    write(tmp_path, *insightface([0, 0, 0, 1, 1, 1]), classes=2)
+    images = [picture(i) for i in range(20)]
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, [True, False] * 5), 2))
+    recipe = dataclasses.replace(
+        TINY, data=str(tmp_path), pairs=str(tmp_path / "lfw.bin"), test_fraction=1 / 3
+    )
+    images, test = train.load_data(recipe)
+    assert images.labels.tolist() == [0, 0, 1, 1] and test.labels.tolist() == [0, 1]
+    assert images.images.shape == (4, 16, 16, 3)
+    pairs = train.load_pairs(recipe)
+    assert len(pairs) == 10 and pairs.read(pairs.right[1])[0, 0, 0] == 3
 
 
 def train_until(recipe, out, monkeypatch, stop_at=None):
