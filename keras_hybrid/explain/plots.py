@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,8 @@ __all__ = [
 
 # Inches. The width is that of a page's text, so that nothing shrinks in print.
 WIDTH, LARGEST_PANEL, GAP = 6.4, 1.9, 0.12
-TEXT_LINE, SCALE = 0.15, 0.5
-MOST_IN_A_LINE = 6
+TEXT_LINE, SCALE = 0.15, 0.53
+MOST_IN_A_LINE = 5
 COLOUR_MAP = "viridis"
 PARTS = {
     "query_key": "queries and keys",
@@ -523,7 +523,7 @@ def _grid_of(tokens: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def draw(lines: Sequence[Sequence[Panel]], caption: str) -> Figure:
-    """Draw lines of panels, those of more than six wrapped, and a caption.
+    """Draw lines of panels, those of more than five wrapped, and a caption.
 
     Everything has its place in inches, so that text has the same size whatever is drawn.
 
@@ -538,12 +538,15 @@ def draw(lines: Sequence[Sequence[Panel]], caption: str) -> Figure:
     width = min(LARGEST_PANEL, (WIDTH - GAP * (columns + 1)) / columns)
     height = width * shape[0] / shape[1]
     total = GAP + (width + GAP) * columns
-    # 8 points are about 17 letters to an inch.
-    caption = "\n".join(textwrap.fill(line, int(17 * total)) for line in caption.split("\n"))
+    # 9 points are about 14 letters to an inch, 8 points 17.
+    lines = [
+        [replace(p, title="\n".join(_wrapped(p.title, 14 * width))) for p in line] for line in lines
+    ]
+    caption = "\n".join(_wrapped(caption, 17 * total))
     scales = {(p.label, p.top) for line in lines for p in line if p.label}
     has_scale = [len(scales) > 1 and any(p.label for p in line) for line in lines]
     has_scale[-1] = bool(scales)  # one that all share stands at the foot
-    above = [TEXT_LINE * (2 + max(p.title.count("\n") for p in line)) for line in lines]
+    above = [TEXT_LINE * (1.8 + max(p.title.count("\n") for p in line)) for line in lines]
     below = [SCALE if scaled else 0.0 for scaled in has_scale]
     foot = TEXT_LINE * (caption.count("\n") + 2)
     figure = new_figure(total, sum(above) + sum(below) + height * len(lines) + foot, layout="none")
@@ -575,6 +578,10 @@ def draw(lines: Sequence[Sequence[Panel]], caption: str) -> Figure:
         floor -= under
     figure.text(GAP / total, 0.05 / figure.get_size_inches()[1], caption, fontsize=8, va="bottom")
     return figure
+
+
+def _wrapped(text: str, letters: float) -> list[str]:
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, int(letters))]
 
 
 def _draw_panel(axes, panel: Panel, shape: Sequence[int]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,7 @@ def explain_image(
     method: str = "auto",
     layer: str | None = None,
     class_index: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Explanation:
     """Draw why a model answered as it did to one image.
 
@@ -93,6 +94,7 @@ def explain_image(
         layer: The layer Grad-CAM explains, or whose attention is drawn. ``None``: those of
             `default_layers`, and the last attention layer.
         class_index: The class that Grad-CAM explains; ``None``: the one with the highest score.
+        class_names: The classes' names, for the figure.
 
     Returns:
         What the figure shows.
@@ -112,6 +114,9 @@ def explain_image(
     facts = _answer(model, image)
     # In a figure of all, a layer's name is that of Grad-CAM's.
     figure = _Figure(model, image[np.newaxis], layer, class_index)
+    classes = model.outputs[0].shape[-1] if facts else 0
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(f"class_names must hold {classes} names, got {len(class_names)}.")
     notes = []
     if "predicted" not in facts and (class_index is not None or method == "grad-cam"):
         raise ValueError(f"Model {model.name!r} ends in no classes, so none can be explained.")
@@ -135,7 +140,13 @@ def explain_image(
         explained = facts["predicted"] if class_index is None else class_index
     title = "image"
     if facts:
-        title = f"class {facts['predicted']}, {facts['score_kind']} {facts['score']:.2f}"
+        name = f"class {facts['predicted']}"
+        if class_names is not None:
+            name = class_names[facts["predicted"]]
+        title = f"{name}\n{facts['score_kind']} {facts['score']:.2f}"
+    if explained is not None and explained != facts["predicted"]:
+        name = f"class {explained}" if class_names is None else class_names[explained]
+        figure.captions.insert(0, f"Grad-CAM explains {name}.")
     photo = plots.Panel(title, image, mark=figure.mark)
     rows = [[photo]]
     for panels in figure.rows:  # what belongs together stays side by side
