@@ -585,7 +585,7 @@ def test_grad_cam_maps_are_of_the_images_size_and_from_0_to_1(family):
     model = shared_model(family)
     for layer in kh.explain.default_layers(model):
         maps = kh.explain.grad_cam(model, IMAGES, layer=layer)
-        assert maps.shape == IMAGES.shape[:3] and maps.min() == 0
+        assert maps.shape == IMAGES.shape[:3] and maps.min() >= 0
         assert set(maps.max(axis=(1, 2)).tolist()) <= {0.0, 1.0} and maps.any()
 
 
