@@ -51,7 +51,7 @@ TEXT_LINE, SCALE = 0.15, 0.53
 MOST_IN_A_LINE = 5
 COLOUR_MAP = "viridis"
 PARTS = {
-    "query_key": "queries and keys",
+    "query_key": "queries, keys",
     "convolutional": "convolutional",
     "position": "position",
     "combined": "all together",
@@ -414,7 +414,8 @@ def rollout_caption(whose: str) -> str:
 
 def attention_caption(whose: str) -> str:
     """Say what the panels of an attention layer's heads show."""
-    return f"What {whose} attends to; each head's weights sum to 1."
+    itself = ", with that of the token on itself" if whose == "the class token" else ""
+    return f"What {whose} attends to; each head's weights sum to 1{itself}."
 
 
 def part_caption(whose: str, head: int | None = None) -> str:

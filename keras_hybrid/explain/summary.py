@@ -30,6 +30,7 @@ __all__ = ["METHODS", "Explanation", "explain_image"]
 METHODS = ("auto", "grad-cam", "attention", "rollout", "tokens", "convolutional")
 # What of the attention is worth a figure of all; single heads are for those who ask for them.
 _AUTOMATIC = ("grad-cam", "tokens", "rollout", "convolutional")
+_IN_A_LINE = 4  # of panels that do not belong together
 _WITH_LAYER = ("grad-cam", "attention", "convolutional")
 
 
@@ -150,7 +151,7 @@ def explain_image(
     photo = plots.Panel(title, image, mark=figure.mark)
     rows = [[photo]]
     for panels in figure.rows:  # what belongs together stays side by side
-        if len(rows[-1]) + len(panels) > plots.MOST_IN_A_LINE:
+        if len(rows[-1]) + len(panels) > _IN_A_LINE and rows != [[photo]]:
             rows.append([])
         rows[-1] += panels
     written = save_figure(plots.draw(rows, "\n".join(figure.captions)), path)

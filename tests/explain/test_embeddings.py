@@ -3,11 +3,16 @@
 import itertools
 import sys
 
+import keras
 import numpy as np
 import pytest
 
 import keras_hybrid as kh
 from keras_hybrid.explain import embeddings as module
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="no model takes part: tested on PyTorch"
+)
 
 
 def crowd(people=12, images=5, dim=8, seed=0):
