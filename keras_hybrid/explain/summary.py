@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Explanation", "explain_image"]
 
 METHODS = ("auto", "grad-cam", "attention", "rollout", "tokens", "convolutional")
-# What of the attention is worth a figure of all; single heads are for those who ask for them.
-_AUTOMATIC = ("grad-cam", "tokens", "rollout", "convolutional")
 _IN_A_LINE = 4  # of panels that do not belong together
 _WITH_LAYER = ("grad-cam", "attention", "convolutional")
 
@@ -113,41 +111,29 @@ def explain_image(
     if image.ndim != 3:
         raise ValueError(f"image must have shape (height, width, channels), got {image.shape}.")
     facts = _answer(model, image)
-    # In a figure of all, a layer's name is that of Grad-CAM's.
-    figure = _Figure(model, image[np.newaxis], layer, class_index)
+    if not facts and (class_index is not None or method == "grad-cam"):
+        raise ValueError(f"Model {model.name!r} ends in no classes, so none can be explained.")
     classes = model.outputs[0].shape[-1] if facts else 0
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"class_names must hold {classes} names, got {len(class_names)}.")
-    notes = []
-    if "predicted" not in facts and (class_index is not None or method == "grad-cam"):
-        raise ValueError(f"Model {model.name!r} ends in no classes, so none can be explained.")
-    if method != "auto":
-        _choose_query(figure)
-        _DRAW[method](figure)
+    figure = _Figure(model, image[np.newaxis], layer, class_index)
+    _choose_query(figure)
+    notes: list[str] = []
+    if method == "auto":
+        notes = _draw_all(figure, has_classes=bool(facts))
     else:
-        wanted = list(_AUTOMATIC)
-        if "predicted" not in facts:
-            wanted.remove("grad-cam")
-            notes.append("grad-cam: the model ends in no classes.")
-        _choose_query(figure)
-        for name in wanted:
-            notes += _try(name, figure)
-        if not {"rollout", "convolutional"} & set(figure.layers):
-            notes += _try("attention", figure)
-        if not figure.rows:
-            raise ValueError(f"Model {model.name!r} gives nothing to show: {' '.join(notes)}")
-    explained = None
+        _DRAW[method](figure)
+
+    def named(index: int) -> str:
+        return f"class {index}" if class_names is None else class_names[index]
+
+    title, explained = "image", None
+    if facts:
+        title = f"{named(facts['predicted'])}\n{facts['score_kind']} {facts['score']:.2f}"
     if "grad-cam" in figure.layers:
         explained = facts["predicted"] if class_index is None else class_index
-    title = "image"
-    if facts:
-        name = f"class {facts['predicted']}"
-        if class_names is not None:
-            name = class_names[facts["predicted"]]
-        title = f"{name}\n{facts['score_kind']} {facts['score']:.2f}"
-    if explained is not None and explained != facts["predicted"]:
-        name = f"class {explained}" if class_names is None else class_names[explained]
-        figure.captions.insert(0, f"Grad-CAM explains {name}.")
+        if explained != facts["predicted"]:
+            figure.captions.insert(0, f"Grad-CAM explains {named(explained)}.")
     photo = plots.Panel(title, image, mark=figure.mark)
     rows = [[photo]]
     for panels in figure.rows:  # what belongs together stays side by side
@@ -182,19 +168,30 @@ def _choose_query(figure: _Figure) -> None:
     figure.query = int(weights[0].argmax())
 
 
-def _try(name: str, figure: _Figure) -> list[str]:
-    """Draw what a model may not have; returns a note if it has not."""
-    asked_for = figure.layer if name == "grad-cam" else None
-    try:
-        figure.layer, layer = asked_for, figure.layer
-        _DRAW[name](figure)
-    except ValueError as error:
-        if asked_for is not None or (name == "grad-cam" and figure.class_index is not None):
-            raise
-        return [f"{name}: {error}"]
-    finally:
-        figure.layer = layer
-    return []
+def _draw_all(figure: _Figure, has_classes: bool) -> list[str]:
+    """Draw what the model has; returns a note on each thing it has not."""
+    notes = []
+
+    def attempt(name: str) -> None:
+        try:
+            _DRAW[name](figure)
+        except ValueError as error:
+            notes.append(f"{name}: {error}")
+
+    if not has_classes:
+        notes.append("grad-cam: the model ends in no classes.")
+    elif figure.layer is not None or figure.class_index is not None:
+        _draw_grad_cam(figure)  # what was asked for must not go missing
+    else:
+        attempt("grad-cam")
+    figure.layer = None  # a figure of all takes it for Grad-CAM's
+    for name in ("tokens", "rollout", "convolutional"):
+        attempt(name)
+    if not {"rollout", "convolutional"} & set(figure.layers):
+        attempt("attention")  # single heads are for those who ask, or where nothing else is
+    if not figure.rows:
+        raise ValueError(f"Model {figure.model.name!r} gives nothing to show: {' '.join(notes)}")
+    return notes
 
 
 def _draw_grad_cam(figure: _Figure) -> None:
