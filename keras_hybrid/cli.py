@@ -1,4 +1,4 @@
-"""The command line: ``keras-hybrid list | info | verify | export | convert | evaluate``.
+"""The command line: ``keras-hybrid list | info | verify | explain | export | convert | evaluate``.
 
 Arguments are read before Keras is imported, so that ``--backend`` can choose what it runs on. An
 error is one sentence on stderr: exit status 2 for arguments that make no sense, 1 for everything
@@ -8,6 +8,7 @@ that fails later.
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import json
 import math
@@ -25,6 +26,7 @@ RESULTS = "results.json"
 # An evaluation's results.json says so, and only such a file is overwritten: not a training's.
 KIND = "keras_hybrid evaluation"
 CALIBRATION_IMAGES = 200
+EXPLANATIONS = ("auto", "grad-cam", "attention", "rollout", "tokens", "convolutional")
 
 
 class UsageError(ValueError):
@@ -120,6 +122,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--flip", action="store_true", help="add each image's mirror image")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = _command(
+        commands,
+        "explain",
+        _explain,
+        "draw what a model looked at in an image",
+        "Draw Grad-CAM, attention and what else a trained model gives for one image, and print "
+        "what it answered. Attention shows where a model looked, not why it decided.",
+        check=_check_explain,
+    )
+    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument(
+        "--model", type=Path, required=True, help="the .keras file of a trained model"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("explain.png"),
+        metavar="FILE",
+        help="a .png, .svg or .pdf file (default: explain.png)",
+    )
+    command.add_argument(
+        "--method",
+        choices=EXPLANATIONS,
+        default="auto",
+        help="default: auto, everything that the model can give",
+    )
+    command.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="whose map Grad-CAM explains, or whose attention is drawn",
+    )
+    command.add_argument(
+        "--class",
+        dest="class_",
+        metavar="N|NAME",
+        help="what Grad-CAM explains: a class's number from 0, or with --names its name; by "
+        "default the class with the highest score",
+    )
+    command.add_argument(
+        "--names",
+        metavar="SOURCE",
+        help="names of the classes: a .txt file with one in each line, or what the model was "
+        "trained on (a folder, .zip, .csv, .npz, tfds:NAME)",
+    )
 
     command = _command(
         commands,
@@ -299,6 +346,17 @@ def _check_evaluate(given: argparse.Namespace) -> None:
             )
     if given.split is not None and given.test_fraction is not None:
         raise UsageError("Give --split or --test-fraction, not both.")
+
+
+def _check_explain(given: argparse.Namespace) -> None:
+    if given.out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--out must end in .png, .svg or .pdf, got {given.out}.")
+    if given.layer is not None and given.method in ("rollout", "tokens"):
+        raise UsageError(f"--method {given.method} looks at all layers: leave --layer out.")
+    if given.class_ is not None and given.method not in ("auto", "grad-cam"):
+        raise UsageError(f"--class belongs to Grad-CAM, not to --method {given.method}.")
+    if given.class_ is not None and not given.class_.isdecimal() and given.names is None:
+        raise UsageError("--class is a number unless --names tells the classes' names.")
 
 
 def _version() -> str:
@@ -535,6 +593,84 @@ def _embed_with_litert(given: argparse.Namespace):
             file=sys.stderr,
         )
     return embed_batches(embedder, batches, batch_size=batch_size, flip=given.flip)[0]
+
+
+# explain
+
+
+def _explain(given: argparse.Namespace) -> None:
+    from keras_hybrid.applications.registry import list_models
+
+    if str(given.model) in list_models():
+        raise ValueError(
+            f"{given.model} is a model without trained weights, which have nothing to explain; "
+            "--model takes the .keras file of a trained one."
+        )
+    for path in (given.image, given.model):
+        _check_file(path)
+    from keras_hybrid.data.files import decode_image, resize_image
+
+    photograph = decode_image(given.image.read_bytes(), str(given.image))
+    model = _load_model(given.model)
+    size = _image_size(model, given.model)
+    if photograph.shape[:2] != size:
+        print(
+            f"note: {given.image} has {_size(photograph.shape[:2])} pixels and is resized to the "
+            f"model's {_size(size)}.",
+            file=sys.stderr,
+        )
+    names = _class_names(given.names, model)
+    from keras_hybrid.explain import explain_image
+
+    result = explain_image(
+        model,
+        resize_image(photograph, size),
+        given.out,
+        method=given.method,
+        layer=given.layer,
+        class_index=_class_number(given.class_, names),
+        class_names=names,
+    )
+
+    def named(number: int) -> str:
+        return f"class {number}" + (f" ({names[number]})" if names else "")
+
+    facts: dict[str, object] = {}
+    if result.predicted is not None:
+        facts["predicted"] = f"{named(result.predicted)}, {result.score_kind} {result.score:.4f}"
+    if result.explained is not None:
+        facts["explained"] = named(result.explained)
+    for method, layers in result.layers.items():
+        facts[method] = f"layer {', '.join(layers)}" if layers else "drawn"
+    _print_facts({**facts, "written": result.path})
+    for note in result.notes:
+        print(f"note: no {note}", file=sys.stderr)
+
+
+def _class_names(source: str | None, model) -> list[str] | None:
+    if source is None:
+        return None
+    if source.lower().endswith(".txt"):
+        names = Path(source).read_text(encoding="utf-8").split("\n")
+        names = [name.strip() for name in names if name.strip()]
+    else:
+        names = list(_open_source(source, (8, 8)).class_names)
+    classes = model.outputs[0].shape[-1]
+    if len(names) != classes:
+        raise ValueError(f"{source} names {len(names)} classes, the model has {classes}.")
+    return names
+
+
+def _class_number(wanted: str | None, names: list[str] | None) -> int | None:
+    if wanted is None:
+        return None
+    if names and wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal():
+        return int(wanted)
+    close = difflib.get_close_matches(wanted, names or [], n=3)
+    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    raise ValueError(f"No class is named {wanted!r}.{hint}")
 
 
 # export

@@ -262,6 +262,21 @@ READ_BESIDE_THE_LAST_MAP = {
     "ensemble_*": ("efficientnet_b0_face_stride04",),
     "late_fusion_*": ("efficientnet_b0_face_stride04",),
 }
+# What Grad-CAM explains in a full-size model, where it is not {map}, the last feature map: {block},
+# the tokens that the last attention reads before a class token, or a layer of each branch.
+GRAD_CAM_LAYERS = {
+    "atc_*": ("{block}",),
+    "conformer_*": ("{block}", "{map}"),
+    "convit_*": ("{block}",),
+    "cvt_[12]*": ("{block}",),
+    "efficientvit_*": ("{block}",),
+    "ensemble_*": ("{block}", "efficientnet_b0_face_stride32"),
+    "late_fusion_*": ("{block}", "efficientnet_b0_face_stride32"),
+    "resnet50_fct*": ("fct0", "fct1", "fct2"),
+    "vit_*": ("{block}",),
+    "vit_lite_*": ("{block}",),
+    "vit_p*": ("{block}",),
+}
 
 CLASSES = 3
 LABELS = np.arange(8) % CLASSES

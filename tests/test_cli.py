@@ -98,7 +98,7 @@ def failure(capsys, *arguments, status=1) -> str:
 def test_help_names_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    commands = ("list", "info", "verify", "export", "convert", "evaluate")
+    commands = ("list", "info", "verify", "explain", "export", "convert", "evaluate")
     assert all(name in out for name in commands)
     for name in commands:
         assert run(capsys, name, "--help")[0] == 0
@@ -124,6 +124,18 @@ def test_version(capsys):
             ["export", "m.keras", "m.tflite", "--to", "litert", "--quantize", "int8"],
             "--quantize int8 needs --representative",
         ),
+        (["explain", "a.jpg"], "--model"),
+        (["explain", "a.jpg", "--model", "m.keras", "--method", "lime"], "invalid choice: 'lime'"),
+        (["explain", "a.jpg", "--model", "m.keras", "--out", "x.txt"], ".png, .svg or .pdf"),
+        (
+            ["explain", "a.jpg", "--model", "m.keras", "--method", "tokens", "--layer", "x"],
+            "leave --layer out",
+        ),
+        (
+            ["explain", "a.jpg", "--model", "m.keras", "--method", "rollout", "--class", "1"],
+            "--class belongs to Grad-CAM",
+        ),
+        (["explain", "a.jpg", "--model", "m.keras", "--class", "Anna"], "--names"),
         (["evaluate", "m.keras"], "--data, or --pairs"),
         (["evaluate", "m.keras", "--pairs", "pairs.txt"], "belong together"),
         (["evaluate", "m.keras", "--pairs", "a.bin", "--pairs-images", "x"], "holds its images"),
@@ -325,6 +337,106 @@ def test_verify_says_what_is_wrong_with_a_model(capsys, face, tmp_path):
     headless = tmp_path / "headless.keras"
     keras.Model(image, keras.layers.GlobalAveragePooling2D()(image)).save(headless)
     assert "no layer named 'embedding'" in message(headless)
+
+
+# explain
+
+
+def facts_of(out: str) -> dict[str, str]:
+    return {name: rest.strip() for name, rest in (line.split("  ", 1) for line in out.splitlines())}
+
+
+def test_explain_draws_what_the_model_gives_and_says_what_it_answered(capsys, folder, face):
+    pytest.importorskip("matplotlib")
+    out = folder / "new" / "explain.png"
+    status, said, err = run(
+        capsys, "explain", face(0, 1), "--model", folder / "model.keras", "--out", out
+    )
+    assert status == 0
+    assert err == f"note: {face(0, 1)} has 48x48 pixels and is resized to the model's 32x32.\n"
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    image = np.array(
+        image_module.open(face(0, 1)).resize((SIZE, SIZE), image_module.Resampling.BILINEAR)
+    )
+    (cosines,) = predict(model, image[np.newaxis].astype("float32"))
+    best = cosines.argmax()
+    assert facts_of(said) == {
+        "predicted": f"class {best}, cosine {cosines[best]:.4f}",
+        "explained": f"class {best}",
+        "grad-cam": "layer stride08",
+        "tokens": "drawn",
+        "rollout": "drawn",
+        "convolutional": "layer block1_attention",
+        "written": str(out),
+    }
+    assert min(image_module.open(out).size) > 500
+
+
+def test_explain_takes_a_layer_and_a_class_by_name(capsys, folder, face, tmp_path):
+    pytest.importorskip("matplotlib")
+    arguments = ("explain", face(0, 1), "--model", folder / "model.keras", "--method", "grad-cam")
+    arguments += ("--out", tmp_path / "x.svg")
+    names = ("--names", folder / "faces")
+    status, out, _ = run(capsys, *arguments, *names, "--layer", "norm", "--class", "p3")
+    assert status == 0
+    assert facts_of(out)["grad-cam"] == "layer norm"
+    assert facts_of(out)["explained"] == "class 3 (p3)"
+    (tmp_path / "names.txt").write_text("Anna\nBerta\nClara\nDora\nEmma\n")
+    names = ("--names", tmp_path / "names.txt")
+    assert "class 4 (Emma)" in run(capsys, *arguments, *names, "--class", "Emma")[1]
+    # The note on the image's size comes before.
+    _, _, err = run(capsys, *arguments, *names, "--class", "Bertha")
+    assert err.endswith("error: No class is named 'Bertha'. Did you mean Berta?\n")
+    (tmp_path / "names.txt").write_text("Anna\nBerta\n")
+    assert "names 2 classes, the model has 5" in run(capsys, *arguments, *names)[2]
+    assert "class_index must be in [0, 5), got 5" in run(capsys, *arguments, "--class", "5")[2]
+    status, _, err = run(capsys, *arguments, "--layer", "stride8")
+    assert status == 1
+    assert "no layer named 'stride8'" in err and "stride08" in err
+
+
+def test_explain_of_one_method_fails_where_the_model_has_it_not(capsys, face, tmp_path):
+    pytest.importorskip("matplotlib")
+    model = kh.create_model(
+        "mobilefacenet",
+        input_shape=(48, 48, 3),
+        stem_channels=8,
+        stem_groups=4,
+        stages=((2, 8, 2, 2), (2, 12, 1, 2)),
+        head_channels=16,
+        embedding_dim=8,
+        classes=3,
+    )
+    model.save(tmp_path / "cnn.keras")
+    arguments = ("explain", face(0, 1), "--model", tmp_path / "cnn.keras")
+    arguments += ("--out", tmp_path / "x.png")
+    for method, message in (
+        ("attention", "no layer with attention_scores"),
+        ("rollout", "no layer with attention_scores"),
+        ("tokens", "no layer with token_weights"),
+        ("convolutional", "no attention layer that a ConvolutionalAttention helps"),
+    ):
+        assert message in failure(capsys, *arguments, "--method", method)
+    assert not (tmp_path / "x.png").exists()
+    status, out, err = run(capsys, *arguments)
+    assert status == 0 and (tmp_path / "x.png").exists()
+    assert set(facts_of(out)) == {"predicted", "explained", "grad-cam", "written"}
+    assert err.count("note: no ") == 4
+
+
+def test_explain_names_what_is_wrong_with_a_file(capsys, folder, face, tmp_path):
+    model = ("--model", folder / "model.keras")
+    assert "nowhere.png does not exist" in failure(capsys, "explain", "nowhere.png", *model)
+    (tmp_path / "text.png").write_text("no image")
+    message = failure(capsys, "explain", tmp_path / "text.png", *model)
+    assert "text.png: not an image" in message
+    whole = Path(face(0, 1)).read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    assert "half.png: " in failure(capsys, "explain", tmp_path / "half.png", *model)
+    message = failure(capsys, "explain", face(0, 1), "--model", "facerec_small")
+    assert "without trained weights" in message
+    message = failure(capsys, "explain", face(0, 1), "--model", face(0, 2))
+    assert "must be a .keras file" in message
 
 
 # export

@@ -328,8 +328,8 @@ def identify(
         ValueError: If shapes disagree, something is empty, an embedding is not finite or is all
             zeros, a rank is below 1, or a probe's person is not in the gallery.
     """
-    gallery = _unit_embeddings("gallery", gallery_embeddings, gallery_labels)
-    probes = _unit_embeddings("probe", probe_embeddings, probe_labels)
+    gallery = unit_embeddings(gallery_embeddings, gallery_labels, "gallery_")
+    probes = unit_embeddings(probe_embeddings, probe_labels, "probe_")
     if gallery.shape[1] != probes.shape[1]:
         raise ValueError(
             "gallery_embeddings and probe_embeddings must have the same dim, got "
@@ -390,15 +390,28 @@ def _class_names(class_names: Sequence[str] | None, classes: int) -> tuple[str, 
     return names
 
 
-def _unit_embeddings(kind: str, embeddings: ArrayLike, labels: ArrayLike) -> np.ndarray:
+def unit_embeddings(embeddings: ArrayLike, labels: ArrayLike, kind: str = "") -> np.ndarray:
+    """Check embeddings and their labels, and divide each embedding by its length.
+
+    Args:
+        embeddings: Floats (n, dim), not empty.
+        labels: One for each, (n,).
+        kind: What the arguments' names begin with, for messages.
+
+    Returns:
+        float64 (n, dim).
+
+    Raises:
+        ValueError: If shapes disagree, or an embedding is not finite or is all zeros.
+    """
     rows = np.asarray(embeddings)
     if rows.ndim != 2 or rows.size == 0 or np.shape(labels) != rows.shape[:1]:
         raise ValueError(
-            f"{kind}_embeddings must have shape (n, dim), not empty, and {kind}_labels (n,); got "
+            f"{kind}embeddings must have shape (n, dim), not empty, and {kind}labels (n,); got "
             f"{rows.shape} and {np.shape(labels)}."
         )
     rows = rows.astype("float64")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and lengths.all()):
-        raise ValueError(f"{kind}_embeddings has rows with NaN or infinite values, or all zeros.")
+        raise ValueError(f"{kind}embeddings has rows with NaN or infinite values, or all zeros.")
     return rows / lengths

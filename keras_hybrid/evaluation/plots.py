@@ -46,7 +46,7 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
     """
     if not results:
         raise ValueError("results is empty: there is nothing to plot.")
-    figure = _new_figure(6.4, 4.6)
+    figure = new_figure(6.4, 4.6)
     axes = figure.add_subplot()
     smallest = min(1 / result.roc.num_different for result in results.values())
     left = 10 ** math.floor(math.log10(smallest) - 1e-9)
@@ -78,7 +78,7 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
     axes.grid(which="major", alpha=0.35)
     axes.grid(which="minor", axis="x", alpha=0.12)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_scores(result: VerificationResult, path: str | Path) -> Path:
@@ -91,7 +91,7 @@ def plot_scores(result: VerificationResult, path: str | Path) -> Path:
     Raises:
         ImportError: If matplotlib is missing.
     """
-    figure = _new_figure(6.4, 3.8)
+    figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
     scores, same = result.scores, result.same
     edges = np.linspace(scores.min(), scores.max() + 1e-9, 61)
@@ -123,7 +123,7 @@ def plot_scores(result: VerificationResult, path: str | Path) -> Path:
     axes.margins(x=0.01)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_history(
@@ -144,7 +144,7 @@ def plot_history(
     epochs, panels = read_history(history)
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure = _new_figure(1.2 + 3.6 * columns, 0.5 + 2.7 * rows)
+    figure = new_figure(1.2 + 3.6 * columns, 0.5 + 2.7 * rows)
     for index, (title, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         for name, values in curves.items():
@@ -164,7 +164,7 @@ def plot_history(
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend(frameon=True, framealpha=0.9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_confusion(
@@ -202,7 +202,7 @@ def plot_confusion(
     classes = len(names)
     shown = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1) if normalize else matrix
     side = min(max(3.6, 1.4 + 0.42 * classes), 9.0)
-    figure = _new_figure(side + 0.9, side, layout="compressed")
+    figure = new_figure(side + 0.9, side, layout="compressed")
     axes = figure.add_subplot()
     image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else max(shown.max(), 1))
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
@@ -231,7 +231,7 @@ def plot_confusion(
                     fontsize=8 if classes <= 10 else 6.5,
                     color="white" if value > middle else "black",
                 )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def read_history(
@@ -293,7 +293,17 @@ def _short_share(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
 
 
-def _new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
+    """Return an empty figure that is not matplotlib's current one.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        layout: As of ``matplotlib.figure.Figure``.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -304,7 +314,8 @@ def _new_figure(width: float, height: float, layout: str = "constrained") -> Fig
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure in the format that the path's suffix names, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

@@ -4,6 +4,7 @@ Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gra
 Localization" (ICCV), eqs. 1 and 2. For transformers the tokens on their grid are the map.
 """
 
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +13,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.explain.grid import has_class_token, on_grid, token_grid
 from keras_hybrid.explain.interception import float_batches, intercepted
 
-__all__ = ["default_layer", "grad_cam"]
+__all__ = ["default_layer", "default_layers", "grad_cam"]
 
 _KERAS_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 # Float16 gradients below 6e-8 vanish. The map is normalised, so a factor on the score is free.
@@ -73,39 +75,99 @@ def grad_cam(
 def default_layer(model: keras.Model) -> str:
     """Return the name of the layer that `grad_cam` explains if it is not told which.
 
-    It is the last layer that puts out a map or a grid of tokens and that everything from image to
-    score passes through: behind it, a branch would show one part of the evidence only. In a model
-    that reads its class token, what the last block computes for the patches reaches no score, so
-    it is the last layer before the last attention.
+    It is the one of `default_layers`, if there is one: then everything that speaks for a class
+    passes through it. Where branches reach the score side by side, a map of one of them would pass
+    for the whole, so none is chosen.
 
     Args:
         model: A Functional or Sequential model.
+
+    Raises:
+        ValueError: If the model's graph is not known, no layer puts out a map, or several layers
+            share what speaks for a class; the message names them.
+    """
+    layers = default_layers(model)
+    if len(layers) > 1:
+        raise ValueError(
+            f"In model {model.name!r} the evidence comes to the score side by side: no layer with "
+            f"a map has all of it behind it. Give layer= one of {', '.join(layers)}."
+        )
+    return layers[0]
+
+
+def default_layers(model: keras.Model) -> list[str]:
+    """Return the names of the last layers with a map on the ways from the image to the score.
+
+    Most models have one: the last map, or the last tokens on a grid. Members of an ensemble,
+    Conformer's two branches and the modules of ResNet-FCT have one each. In a model that reads its
+    class token, what the last block computes for the patches reaches no score, so it is what the
+    last attention reads.
+
+    Args:
+        model: A Functional or Sequential model.
+
+    Returns:
+        Names of layers that `grad_cam` takes, at least one, in the order of ``model.layers``.
 
     Raises:
         ValueError: If the model's graph is not known or no layer puts out a map.
     """
     _check_model(model)
     size = tuple(model.inputs[0].shape[1:3])
-    operations, is_passage = _passages(model)
-    candidates = [
-        (position, operation)
-        for position, operation in enumerate(operations)
-        if isinstance(operation, keras.layers.Layer)
-        and not isinstance(operation, keras.layers.InputLayer)
-        and operations.count(operation) == 1
-        and _places(operation, size) > 1
-    ]
-    if not candidates:
+    parents = _graph(model)
+    calls = list(parents)
+    operations = [operation for operation, _ in calls]
+    read_by_attention = {
+        parents[call][0] for call in calls if _is_attention(call[0]) and parents[call]
+    }
+
+    def leads_class_token(call) -> bool:
+        shape = call[0].output.shape
+        return len(shape) == 3 and has_class_token(shape[1], size)
+
+    def is_map(call) -> bool:
+        operation = call[0]
+        return (
+            isinstance(operation, keras.layers.Layer)
+            and not isinstance(operation, keras.layers.InputLayer)
+            and operations.count(operation) == 1
+            and _places(operation, size) > 1
+            # Of tokens behind a class token it is the attention that brings evidence to the score.
+            and (call in read_by_attention or not leads_class_token(call))
+        )
+
+    def ancestors(call, stop=()) -> set:
+        found, pending = set(), list(parents[call])
+        while pending:
+            parent = pending.pop()
+            if parent not in found:
+                found.add(parent)
+                pending += [] if parent in stop else parents[parent]
+        return found
+
+    maps = {call for call in calls if is_map(call)}
+    last = maps & ancestors(calls[-1], stop=maps)
+    # The class token's residual connections lead to every block: its last attention stands for all.
+    for call in [call for call in last if leads_class_token(call)]:
+        last -= ancestors(call)
+    # What is made of another of them alone (a projection beside a pooling) shows nothing more.
+    for call in sorted(last, key=calls.index, reverse=True):
+        others = last - {call}
+        if not any(isinstance(op, keras.layers.InputLayer) for op, _ in ancestors(call, others)):
+            last = others
+    if not last:
         raise ValueError(
             f"Model {model.name!r} has no layer whose output is a map (batch, rows, columns, "
             "channels) or a grid of tokens (batch, tokens, channels)."
         )
-    best = [c for c in candidates if is_passage[c[0]]] or candidates
-    if _has_class_token(best[-1][1].output.shape, size):
-        attentions = [i for i, op in enumerate(operations) if _is_attention(op)]
-        before = [c for c in candidates if attentions and c[0] < attentions[-1]]
-        best = before or best
-    return best[-1][1].name
+    # A map that is only reshaped has a name of its own, which people know.
+    chosen = {
+        parents[call][0][0]
+        if isinstance(call[0], keras.layers.Reshape) and parents[call][0] in maps
+        else call[0]
+        for call in last
+    }
+    return [layer.name for layer in model.layers if layer in chosen]
 
 
 def _is_attention(operation) -> bool:
@@ -141,8 +203,8 @@ def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> n
     gradient = ops.convert_to_numpy(_gradient(score, activations)).astype("float32")
     activations = ops.convert_to_numpy(activations).astype("float32")
     height, width = images.shape[1:3]
-    activations = _on_grid(activations, (height, width))
-    alpha = _on_grid(gradient, (height, width)).mean(axis=(1, 2), keepdims=True)  # eq. 1
+    activations = on_grid(activations, (height, width))
+    alpha = on_grid(gradient, (height, width)).mean(axis=(1, 2), keepdims=True)  # eq. 1
     cam = np.maximum((alpha * activations).sum(axis=-1, keepdims=True), 0)  # eq. 2
     # Twice: the first keeps tiny gradients away from the smallest floats, the second follows
     # interpolation, which can lower the peak.
@@ -202,14 +264,13 @@ def _check_model(model: keras.Model) -> None:
         )
 
 
-def _passages(model: keras.Model) -> tuple[list, list[bool]]:
-    """Return the calls between image and score, and which of them every path passes through.
+def _graph(model: keras.Model) -> dict[tuple[Any, int], list[tuple[Any, int]]]:
+    """Return the calls between image and score, each after its inputs, and what each reads.
 
-    Returns:
-        The operations in an order in which each follows its inputs, once for each call; and for
-        each whether no path from input to output avoids it.
+    A call is an operation and the number of its node. Of attention the tokens alone are read: a
+    bias on its logits is no evidence.
     """
-    order: dict[tuple[Any, int], int] = {}
+    graph: dict[tuple[Any, int], list] = {}
     parents: dict[tuple[Any, int], list] = {}
 
     def call_of(tensor):
@@ -220,38 +281,30 @@ def _passages(model: keras.Model) -> tuple[list, list[bool]]:
     roots = {call_of(tensor) for tensor in model.inputs}
     while pending:
         call = pending[-1]
-        if call in order:
+        if call in graph:
             pending.pop()
             continue
         if call not in parents:
             operation, index = call
-            node = operation._inbound_nodes[index]
-            parents[call] = [] if call in roots else [call_of(t) for t in node.input_tensors]
-        waiting = [parent for parent in parents[call] if parent not in order]
+            read = [] if call in roots else operation._inbound_nodes[index].input_tensors
+            parents[call] = [call_of(t) for t in (read[:1] if _is_attention(operation) else read)]
+        waiting = [parent for parent in parents[call] if parent not in graph]
         if waiting:
             pending += waiting
         else:
-            order[call] = len(order)
+            graph[call] = parents[call]
             pending.pop()
-    # Sorted so, a path avoids a call exactly where an edge leaps over its place.
-    latest = list(range(len(order)))  # the farthest that an edge from each place reaches
-    for call, place in order.items():
-        for parent in parents[call]:
-            latest[order[parent]] = max(latest[order[parent]], place)
-    is_passage, farthest = [], 0
-    for place in range(len(order)):
-        is_passage.append(farthest <= place)
-        farthest = max(farthest, latest[place])
-    return [operation for operation, _ in order], is_passage
+    return graph
 
 
 def _spatial_layer(model: keras.Model, name: str, size: tuple[int, int]) -> keras.layers.Layer:
     layers = {layer.name: layer for layer in model.layers}
     if name not in layers:
         usable = [n for n, candidate in layers.items() if _places(candidate, size)]
+        close = difflib.get_close_matches(name, usable, n=5, cutoff=0.5) or usable[-5:]
         raise ValueError(
-            f"Model {model.name!r} has no layer named {name!r}. Layers with a map or a grid of "
-            f"tokens: {', '.join(usable)}."
+            f"Model {model.name!r} has no layer named {name!r}. Among its {len(usable)} layers "
+            f"with a map or a grid of tokens are {', '.join(close)}."
         )
     if not _places(layers[name], size):
         shape = getattr(getattr(layers[name], "output", None), "shape", None)
@@ -272,35 +325,9 @@ def _places(layer: keras.layers.Layer, size: tuple[int | None, int | None]) -> f
     if len(shape) == 4:
         return math.inf if None in shape[1:3] else shape[1] * shape[2]
     if len(shape) == 3 and shape[1] is not None and None not in size:
-        grid = _grid(shape[1], size) or _grid(shape[1] - 1, size)
+        grid = token_grid(shape[1], size) or token_grid(shape[1] - 1, size)
         return grid[0] * grid[1] if grid else 0
     return 0
-
-
-def _has_class_token(shape: Sequence[int | None], size: tuple[int | None, int | None]) -> bool:
-    return len(shape) == 3 and not _grid(shape[1], size) and bool(_grid(shape[1] - 1, size))
-
-
-def _grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return (rows, columns) with the proportions of ``size``, or None if there is no such grid."""
-    height, width = size
-    divisor = math.gcd(height, width)
-    rows, columns = height // divisor, width // divisor
-    scale = math.isqrt(max(tokens, 0) // (rows * columns))
-    if scale and rows * columns * scale * scale == tokens:
-        return rows * scale, columns * scale
-    return None
-
-
-def _on_grid(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return (batch, rows, columns, channels), without a class token."""
-    if values.ndim == 4:
-        return values
-    batch, tokens, channels = values.shape
-    grid = _grid(tokens, size)
-    if grid is None:
-        values, grid = values[:, 1:], _grid(tokens - 1, size)
-    return values.reshape(batch, *grid, channels)
 
 
 def _class_per_image(class_index, count: int, classes: int) -> np.ndarray | None:

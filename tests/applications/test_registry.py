@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -27,6 +28,7 @@ from tests.cases import (
     ATTENTION_LAYERS,
     CLASSES,
     FAMILIES,
+    GRAD_CAM_LAYERS,
     IMAGES,
     LABELS,
     READ_BESIDE_THE_LAST_MAP,
@@ -558,6 +560,33 @@ def test_attention_maps_are_distributions_over_the_keys(family):
             scores = ops.convert_to_numpy(layer.attention_scores(x, attention_bias=bias))
             assert scores.shape == (2, layer.num_heads, tokens, tokens) and scores.min() >= 0
             np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
+
+
+# --- Grad-CAM -------------------------------------------------------------------------------------
+
+
+@once
+@every_model
+def test_grad_cam_explains_the_last_map_of_every_branch(name):
+    model = full_size(name)
+    blocks = [x.name for x in model.layers if re.fullmatch(r"(.+_)?block\d+_norm1", x.name)]
+    names = {"map": list(pyramid(model))[-1], "block": blocks[-1] if blocks else None}
+    expected = GRAD_CAM_LAYERS.get(family_of(name), ("{map}",))
+    layers = kh.explain.default_layers(model)
+    assert layers == [layer.format(**names) for layer in expected]
+    for layer in layers:
+        shape = model.get_layer(layer).output.shape
+        assert (shape[1] * shape[2] if len(shape) == 4 else shape[1]) >= 4  # places
+
+
+@once
+@every_family
+def test_grad_cam_maps_are_of_the_images_size_and_from_0_to_1(family):
+    model = shared_model(family)
+    for layer in kh.explain.default_layers(model):
+        maps = kh.explain.grad_cam(model, IMAGES, layer=layer)
+        assert maps.shape == IMAGES.shape[:3] and maps.min() >= 0
+        assert set(maps.max(axis=(1, 2)).tolist()) <= {0.0, 1.0} and maps.any()
 
 
 # --- saving ---------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import keras_hybrid as kh
+from tests.cases import dtype_policy
 from tests.explain.models import (
+    SIZE,
     photographs,
     tiny_cct,
     tiny_cvt,
@@ -38,6 +40,20 @@ def map_by_hand(model, block, images, *, bias=None):
     return softmax(query @ key.transpose(0, 1, 3, 2) / np.sqrt(width) + values.get("bias", 0))
 
 
+def convolutional_by_hand(model, layer, features, images):
+    """Logits of a layer of convolutional attention, from its weights and inputs, in NumPy."""
+    layer = model.get_layer(layer)
+    features = keras.Model(model.inputs, model.get_layer(features).output)
+    features = features.predict(images, verbose=0)
+    query, key = (
+        (features @ keras.ops.convert_to_numpy(part.kernel) + keras.ops.convert_to_numpy(part.bias))
+        .reshape(*features.shape[:2], layer.num_heads, -1)
+        .transpose(0, 2, 1, 3)
+        for part in (layer.query, layer.key)
+    )
+    return query @ key.transpose(0, 1, 3, 2) / np.sqrt(query.shape[-1])
+
+
 def test_maps_are_softmax_of_scaled_products_plus_the_bias_of_the_convolutions():
     model, images = tiny_facerec(), photographs()
     maps = kh.explain.attention_maps(model, images)
@@ -47,6 +63,85 @@ def test_maps_are_softmax_of_scaled_products_plus_the_bias_of_the_convolutions()
         np.testing.assert_allclose(maps[f"{block}_attention"], expected, atol=2e-5)
     without = map_by_hand(model, "block0", images)
     assert np.abs(without - maps["block0_attention"]).max() > 1e-2
+
+
+def test_parts_of_facerecs_attention_are_softmax_of_each_parts_logits():
+    model, images = tiny_facerec(), photographs()
+    maps = kh.explain.convolutional_attention_maps(model, images)
+    whole = kh.explain.attention_maps(model, images)
+    assert list(maps) == list(whole) == ["block0_attention", "block1_attention"]
+    logits = convolutional_by_hand(model, "convolutional_attention", "patch_convolutions", images)
+    for name, parts in maps.items():
+        assert list(parts) == ["query_key", "convolutional", "combined"]
+        expected = {
+            "query_key": map_by_hand(model, name.removesuffix("_attention"), images),
+            "convolutional": softmax(logits),
+            "combined": whole[name],
+        }
+        for part, values in parts.items():
+            assert values.shape == (2, 4, 16, 16) and values.dtype == np.float32
+            np.testing.assert_allclose(values, expected[part], atol=2e-5)
+
+
+def test_facerec_small_has_positions_beside_the_convolutions_of_each_block():
+    model, images = tiny_facerec_small(depth=2), photographs()
+    maps = kh.explain.convolutional_attention_maps(model, images, batch_size=1)
+    assert list(maps) == ["block0_attention", "block1_attention"]
+    for i, parts in enumerate(maps.values()):
+        assert list(parts) == ["query_key", "convolutional", "position", "combined"]
+        name = f"block{i}_convolutional_attention"
+        expected = softmax(convolutional_by_hand(model, name, "tap_norm", images))
+        np.testing.assert_allclose(parts["convolutional"], expected, atol=2e-5)
+        np.testing.assert_allclose(
+            parts["query_key"], map_by_hand(model, f"block{i}", images), atol=2e-5
+        )
+        table = keras.ops.convert_to_numpy(model.get_layer(f"block{i}_relative_position").table)
+        offsets = np.arange(4)[:, None] - np.arange(4) + 3  # of 4 x 4 tokens, along one axis
+        rows = offsets[:, None, :, None] * 7 + offsets[None, :, None, :]
+        expected = softmax(table[rows.reshape(16, 16)].transpose(2, 0, 1))
+        np.testing.assert_allclose(parts["position"][1], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("build", [tiny_facerec, tiny_facerec_small])
+@pytest.mark.parametrize(("policy", "tolerance"), [("float32", 2e-5), ("mixed_bfloat16", 5e-2)])
+def test_the_combined_map_is_the_normalised_product_of_the_parts(build, policy, tolerance):
+    with dtype_policy(policy):
+        model = build()
+    images = photographs()
+    whole = kh.explain.attention_maps(model, images)
+    for name, parts in kh.explain.convolutional_attention_maps(model, images).items():
+        combined = parts.pop("combined")
+        np.testing.assert_array_equal(combined, whole[name])
+        product = np.prod(list(parts.values()), axis=0)
+        product /= product.sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(combined, product, atol=tolerance)
+
+
+def test_convolutional_attention_is_found_behind_a_layer_add_and_in_a_model_within_a_model():
+    image = keras.Input((4, 4, 3))
+    x = keras.layers.Dense(4)(keras.layers.Reshape((16, 3))(image))
+    logits = kh.layers.ConvolutionalAttention(2, name="near")(x)
+    logits = keras.layers.Add()([logits, kh.layers.RelativePositionBias((4, 4), 2)(x)])
+    x = kh.layers.MultiHeadSelfAttention(2, name="attention")(x, attention_bias=logits)
+    # What reads the convolutional attention's result, not its logits, is not helped by it.
+    x = kh.layers.MultiHeadSelfAttention(2, name="further")(x)
+    inner = keras.Model(image, x, name="inner")
+    images = photographs(3, 4, 4)
+    direct = kh.explain.convolutional_attention_maps(inner, images)
+    assert {name: list(parts) for name, parts in direct.items()} == {
+        "attention": ["query_key", "convolutional", "position", "combined"]
+    }
+    nested = kh.explain.convolutional_attention_maps(
+        keras.Sequential([keras.Input((4, 4, 3)), inner]), images
+    )
+    for part, values in nested["inner/attention"].items():
+        np.testing.assert_allclose(values, direct["attention"][part], atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [tiny_vit, lambda: tiny_facerec(convolutional_attention=False)])
+def test_a_model_without_convolutional_attention_is_told(build):
+    with pytest.raises(ValueError, match="no attention layer that a ConvolutionalAttention helps"):
+        kh.explain.convolutional_attention_maps(build(), photographs())
 
 
 @pytest.mark.parametrize(
@@ -176,6 +271,14 @@ def test_what_a_model_lacks_is_said():
         kh.explain.attention_rollout(plain, images)
     with pytest.raises(ValueError, match=r"images must have shape .* got \(32, 32, 3\)"):
         kh.explain.attention_maps(model, images[0])
+
+
+def test_rollout_refuses_windows():
+    model = kh.applications.Swin(
+        input_shape=(SIZE, SIZE, 3), dim=8, depths=(2,), num_heads=(1,), window_size=4, classes=2
+    )
+    with pytest.raises(ValueError, match="attends within windows"):
+        kh.explain.attention_rollout(model, photographs())
 
 
 def test_rollout_refuses_layers_with_different_tokens():

@@ -7,7 +7,9 @@ from keras import layers
 
 import keras_hybrid as kh
 from tests.explain.models import (
+    SIZE,
     photographs,
+    spread,
     tiny_cct,
     tiny_cvt,
     tiny_facerec,
@@ -133,6 +135,58 @@ def test_both_arms_of_a_branch_count():
     assert kh.explain.default_layer(model) == "whole"
 
 
+def test_where_branches_meet_at_the_score_each_has_its_layer_and_none_is_chosen():
+    image = keras.Input((16, 16, 3))
+    arms = [layers.Conv2D(3, 1, name=name)(image) for name in ("left", "right")]
+    pooled = [layers.GlobalAveragePooling2D()(arm) for arm in arms]
+    model = keras.Model(image, layers.Dense(2)(layers.Concatenate()(pooled)), name="arms")
+    assert kh.explain.default_layers(model) == ["left", "right"]
+    with pytest.raises(ValueError, match=r"'arms'.*side by side.*left, right"):
+        kh.explain.grad_cam(model, photographs(1, 16, 16))
+    for layer in ("left", "right"):
+        cam = kh.explain.grad_cam(model, photographs(1, 16, 16), 0, layer)
+        assert cam.shape == (1, 16, 16)
+
+
+def test_each_module_of_resnet_fct_is_explained_by_its_name():
+    """The report's figures 3 to 5 show Grad-CAM of one module each."""
+    model = spread(
+        kh.applications.ResNetFCT(
+            input_shape=(SIZE, SIZE, 3),
+            stem_channels=4,
+            depths=(1, 1, 1),
+            widths=(4, 4, 8),
+            dim=8,
+            num_heads=2,
+            classes=3,
+        )
+    )
+    assert kh.explain.default_layers(model) == ["fct0", "fct1", "fct2"]
+    images = photographs()
+    classes = model.predict(images, verbose=0).argmax(axis=1)
+    weights = keras.ops.convert_to_numpy(model.get_layer("predictions").kernel)
+    for i, side in enumerate((16, 8, 4)):
+        layer = model.get_layer(f"fct{i}")
+        assert layer.output.shape[1:3] == (side, side)
+        # The head averages each module's cells, so its weights are the gradients.
+        features = keras.Model(model.inputs, layer.output).predict(images, verbose=0)
+        expected = np.einsum("nhwc,cn->nhw", features, weights[8 * i : 8 * i + 8, classes])
+        expected = keras.ops.image.resize(
+            np.maximum(expected, 0)[..., np.newaxis], (SIZE, SIZE), data_format="channels_last"
+        )
+        expected = keras.ops.convert_to_numpy(expected)[..., 0]
+        expected /= expected.max(axis=(1, 2), keepdims=True)
+        cam = kh.explain.grad_cam(model, images, layer=layer.name)
+        np.testing.assert_allclose(cam, expected, atol=1e-3)
+
+
+def test_a_reshaped_map_goes_by_its_own_name():
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="map")(image)
+    x = layers.GlobalAveragePooling1D()(layers.Reshape((256, 4))(x))
+    assert kh.explain.default_layer(keras.Model(image, layers.Dense(2)(x))) == "map"
+
+
 @pytest.mark.parametrize(
     ("build", "layer"),
     [
@@ -193,6 +247,7 @@ def test_the_model_is_left_as_it_was():
     ("arguments", "message"),
     [
         ({"layer": "nowhere"}, "no layer named 'nowhere'.*colours"),
+        ({"layer": "colour"}, r"no layer named 'colour'\. Among its 3 .* are colours\."),
         ({"layer": "predictions"}, "layer='predictions' puts out .* neither a map"),
         ({"class_index": 2}, r"class_index must be in \[0, 2\), got 2"),
         ({"class_index": [0, 1, 1]}, "2 integers, one for each image"),

@@ -1,0 +1,258 @@
+"""One figure of all that can be said about a model's answer to one image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_hybrid.evaluation.inference import predict
+from keras_hybrid.evaluation.plots import save_figure
+from keras_hybrid.explain import plots
+from keras_hybrid.explain.attention import (
+    attention_maps,
+    attention_rollout,
+    convolutional_attention_maps,
+    token_weights,
+)
+from keras_hybrid.explain.grad_cam import default_layers, grad_cam
+from keras_hybrid.layers.margin import CosineClassifier
+
+if TYPE_CHECKING:
+    import keras
+    from numpy.typing import ArrayLike
+
+__all__ = ["METHODS", "Explanation", "explain_image"]
+
+METHODS = ("auto", "grad-cam", "attention", "rollout", "tokens", "convolutional")
+_IN_A_LINE = 4  # of panels that do not belong together
+_WITH_LAYER = ("grad-cam", "attention", "convolutional")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a figure shows, and what the model said.
+
+    Attributes:
+        path: The figure.
+        layers: Method → layers that it looked at, as far as it looked at particular ones.
+        predicted: The class with the highest score; None for a model without classes.
+        score: Its score.
+        score_kind: ``"cosine"``, ``"probability"``, ``"logit"`` or ``"score"``.
+        explained: The class that Grad-CAM explains; None without Grad-CAM.
+        notes: What could not be shown, and why.
+    """
+
+    path: Path
+    layers: dict[str, tuple[str, ...]]
+    predicted: int | None = None
+    score: float | None = None
+    score_kind: str = ""
+    explained: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class _Figure:
+    """A figure in the making."""
+
+    model: keras.Model
+    image: np.ndarray
+    layer: str | None
+    class_index: int | None
+    rows: list = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    query: int | None = None
+    mark: tuple | None = None
+
+
+def explain_image(
+    model: keras.Model,
+    image: ArrayLike,
+    path: str | Path,
+    method: str = "auto",
+    layer: str | None = None,
+    class_index: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Explanation:
+    """Draw why a model answered as it did to one image.
+
+    Args:
+        model: A trained model.
+        image: (height, width, channels), as the model takes it.
+        path: File to write; its suffix names the format (png, svg, pdf).
+        method: ``"grad-cam"``; ``"attention"``: one layer's heads; ``"rollout"``; ``"tokens"``:
+            sequence pooling's weights; ``"convolutional"``: FaceRec's convolutional attention
+            beside that of queries and keys. ``"auto"``: each that the model can give, single heads
+            only where there is no rollout. Where a model pools a sequence, attention is that of the
+            token with the largest weight; else that of the class token, or of the average one.
+        layer: The layer Grad-CAM explains, or whose attention is drawn. ``None``: those of
+            `default_layers`, and the last attention layer.
+        class_index: The class that Grad-CAM explains; ``None``: the one with the highest score.
+        class_names: The classes' names, for the figure.
+
+    Returns:
+        What the figure shows.
+
+    Raises:
+        ValueError: If the model cannot give what is asked for, an argument has no meaning, or a
+            layer or class is unknown.
+        ImportError: If matplotlib is missing.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if layer is not None and method not in (*_WITH_LAYER, "auto"):
+        raise ValueError(f"method={method!r} looks at all layers: leave layer={layer!r} out.")
+    image = np.asarray(image)
+    if image.ndim != 3:
+        raise ValueError(f"image must have shape (height, width, channels), got {image.shape}.")
+    facts = _answer(model, image)
+    if not facts and (class_index is not None or method == "grad-cam"):
+        raise ValueError(f"Model {model.name!r} ends in no classes, so none can be explained.")
+    classes = model.outputs[0].shape[-1] if facts else 0
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(f"class_names must hold {classes} names, got {len(class_names)}.")
+    figure = _Figure(model, image[np.newaxis], layer, class_index)
+    _choose_query(figure)
+    notes: list[str] = []
+    if method == "auto":
+        notes = _draw_all(figure, has_classes=bool(facts))
+    else:
+        _DRAW[method](figure)
+
+    def named(index: int) -> str:
+        return f"class {index}" if class_names is None else class_names[index]
+
+    title, explained = "image", None
+    if facts:
+        title = f"{named(facts['predicted'])}\n{facts['score_kind']} {facts['score']:.2f}"
+    if "grad-cam" in figure.layers:
+        explained = facts["predicted"] if class_index is None else class_index
+        if explained != facts["predicted"]:
+            figure.captions.insert(0, f"Grad-CAM explains {named(explained)}.")
+    photo = plots.Panel(title, image, mark=figure.mark)
+    rows = [[photo]]
+    for panels in figure.rows:  # what belongs together stays side by side
+        if len(rows[-1]) + len(panels) > _IN_A_LINE and rows != [[photo]]:
+            rows.append([])
+        rows[-1] += panels
+    written = save_figure(plots.draw(rows, "\n".join(figure.captions)), path)
+    return Explanation(written, figure.layers, **facts, explained=explained, notes=tuple(notes))
+
+
+def _answer(model: keras.Model, image: np.ndarray) -> dict[str, Any]:
+    """Return the class with the highest score, its score and what kind of number that is."""
+    outputs = getattr(model, "outputs", None) or []
+    last = outputs[0]._keras_history.operation if len(outputs) == 1 else None
+    if last is None or last.name == "embedding" or len(outputs[0].shape) != 2:
+        return {}
+    scores = predict(model, image[np.newaxis])[0]
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    kind = {"softmax": "probability", "sigmoid": "probability", "linear": "logit"}.get(activation)
+    if isinstance(last, CosineClassifier):
+        kind = "cosine"
+    best = int(scores.argmax())
+    return {"predicted": best, "score": float(scores[best]), "score_kind": kind or "score"}
+
+
+def _choose_query(figure: _Figure) -> None:
+    """Choose the token with the largest weight, where a sequence is pooled."""
+    try:
+        weights = token_weights(figure.model, figure.image)
+    except ValueError:
+        return
+    figure.query = int(weights[0].argmax())
+
+
+def _draw_all(figure: _Figure, has_classes: bool) -> list[str]:
+    """Draw what the model has; returns a note on each thing it has not."""
+    notes = []
+
+    def attempt(name: str) -> None:
+        try:
+            _DRAW[name](figure)
+        except ValueError as error:
+            notes.append(f"{name}: {error}")
+
+    if not has_classes:
+        notes.append("grad-cam: the model ends in no classes.")
+    elif figure.layer is not None or figure.class_index is not None:
+        _draw_grad_cam(figure)  # what was asked for must not go missing
+    else:
+        attempt("grad-cam")
+    figure.layer = None  # a figure of all takes it for Grad-CAM's
+    for name in ("tokens", "rollout", "convolutional"):
+        attempt(name)
+    if not {"rollout", "convolutional"} & set(figure.layers):
+        attempt("attention")  # single heads are for those who ask, or where nothing else is
+    if not figure.rows:
+        raise ValueError(f"Model {figure.model.name!r} gives nothing to show: {' '.join(notes)}")
+    return notes
+
+
+def _draw_grad_cam(figure: _Figure) -> None:
+    layers = [figure.layer] if figure.layer else default_layers(figure.model)
+    for layer in layers:
+        (cam,) = grad_cam(figure.model, figure.image, figure.class_index, layer=layer)
+        title = "Grad-CAM" if len(layers) == 1 else f"Grad-CAM\n{layer}"
+        figure.rows.append(plots.grad_cam_panels(figure.image[0], cam, title))
+    figure.captions.append(plots.GRAD_CAM_CAPTION)
+    figure.layers["grad-cam"] = tuple(layers)
+
+
+def _draw_tokens(figure: _Figure) -> None:
+    (weights,) = token_weights(figure.model, figure.image)
+    figure.rows.append(plots.token_weight_panels(figure.image[0], weights))
+    figure.captions.append(plots.token_caption(len(weights)))
+    figure.layers["tokens"] = ()
+
+
+def _draw_rollout(figure: _Figure) -> None:
+    (rollout,) = attention_rollout(figure.model, figure.image)
+    keys, whose, figure.mark = plots.attention_of(rollout, figure.query, figure.image[0])
+    figure.rows.append(plots.rollout_panels(keys, figure.image[0]))
+    figure.captions.append(plots.rollout_caption(whose))
+    figure.layers["rollout"] = ()
+
+
+def _draw_attention(figure: _Figure) -> None:
+    name, scores = _last(attention_maps(figure.model, figure.image), figure.layer)
+    if len(scores) > 1:
+        raise ValueError(
+            f"Layer {name!r} attends within {len(scores)} windows; no token looks at all the image."
+        )
+    keys, whose, figure.mark = plots.attention_of(scores[0], figure.query, figure.image[0])
+    figure.rows.append(plots.head_panels(keys, figure.image[0]))
+    figure.captions.append(plots.attention_caption(whose))
+    figure.layers["attention"] = (name,)
+
+
+def _draw_convolutional(figure: _Figure) -> None:
+    maps = convolutional_attention_maps(figure.model, figure.image)
+    name, parts = _last(maps, figure.layer)
+    one = {part: values[0] for part, values in parts.items()}
+    panels, whose, figure.mark = plots.part_panels(one, figure.query, figure.image[0])
+    figure.rows.append(panels)
+    figure.captions.append(plots.part_caption(whose))
+    figure.layers["convolutional"] = (name,)
+
+
+_DRAW: dict[str, Callable[[_Figure], None]] = {
+    "grad-cam": _draw_grad_cam,
+    "attention": _draw_attention,
+    "rollout": _draw_rollout,
+    "tokens": _draw_tokens,
+    "convolutional": _draw_convolutional,
+}
+
+
+def _last(maps: dict[str, Any], layer: str | None) -> tuple[str, Any]:
+    """Return the name and the maps of a layer, the last one if none is named."""
+    name = layer or list(maps)[-1]
+    if name not in maps:
+        raise ValueError(f"No attention layer is named {layer!r}. There are {', '.join(maps)}.")
+    return name, maps[name]

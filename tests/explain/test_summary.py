@@ -1,0 +1,155 @@
+"""One figure of all that a model gives for an image."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_hybrid as kh
+from keras_hybrid.cli import EXPLANATIONS
+from keras_hybrid.explain import plots, summary
+from tests.cases import IMAGES, small_model
+from tests.explain.models import (
+    photographs,
+    tiny_cct,
+    tiny_cvt,
+    tiny_facerec_small,
+    tiny_vit,
+)
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """The panels of every figure, line by line, and its caption."""
+    seen, draw = [], plots.draw
+
+    def record(lines, caption):
+        seen.append(([list(line) for line in lines], caption))
+        return draw(lines, caption)
+
+    monkeypatch.setattr(plots, "draw", record)
+    return seen
+
+
+def test_the_command_line_offers_every_method():
+    assert EXPLANATIONS == summary.METHODS
+
+
+def test_facerec_small_shows_everything_as_the_functions_return_it(lines, tmp_path):
+    model, image = tiny_facerec_small(), photographs(1)[0]
+    result = kh.explain.explain_image(model, image, tmp_path / "x.png")
+    assert result.path.is_file() and result.notes == ()
+    assert result.layers == {
+        "grad-cam": ("stride08",),
+        "tokens": (),
+        "rollout": (),
+        "convolutional": ("block0_attention",),
+    }
+    scores = model.predict(image[None], verbose=0)[0]
+    assert (result.predicted, result.score_kind) == (scores.argmax(), "cosine")
+    assert result.score == pytest.approx(scores.max(), abs=1e-5)
+    panels = [panel for line in lines[0][0] for panel in line]
+    maps = [panel for panel in panels if panel.label]
+    batch = image[None]
+    weights = kh.explain.token_weights(model, batch)[0]
+    heaviest = weights.argmax()
+    parts = kh.explain.convolutional_attention_maps(model, batch)["block0_attention"]
+    expected = [
+        kh.explain.grad_cam(model, batch)[0],
+        weights.reshape(4, 4),
+        kh.explain.attention_rollout(model, batch)[0, heaviest].reshape(4, 4),
+        *(values[0, :, heaviest].mean(axis=0).reshape(4, 4) for values in parts.values()),
+    ]
+    assert len(maps) == len(expected) == 7
+    for panel, values in zip(maps, expected, strict=True):
+        np.testing.assert_allclose(panel.values, values, atol=1e-5)
+    np.testing.assert_array_equal(panels[0].image, image)
+    assert panels[0].mark == (*divmod(heaviest, 4), 4, 4)
+
+
+def test_another_class_is_explained_and_named(lines, tmp_path):
+    model, image = tiny_cct(), photographs(1)[0]
+    best = int(model.predict(image[None], verbose=0).argmax())
+    other = (best + 1) % 5
+    names = [f"person {i}" for i in range(5)]
+    result = kh.explain.explain_image(
+        model, image, tmp_path / "x.pdf", "grad-cam", class_index=other, class_names=names
+    )
+    assert (result.predicted, result.explained, result.score_kind) == (best, other, "logit")
+    ((photo, cam, _),) = lines[0][0]
+    assert photo.title.startswith(f"person {best}\nlogit")
+    assert f"Grad-CAM explains person {other}." in lines[0][1]
+    expected = kh.explain.grad_cam(model, image[None], other)[0]
+    np.testing.assert_allclose(cam.values, expected, atol=1e-5)
+
+
+def test_a_class_tokens_heads_are_drawn_when_asked_for(lines, tmp_path):
+    model, image = tiny_vit(), photographs(1)[0]
+    result = kh.explain.explain_image(
+        model, image, tmp_path / "x.png", "attention", layer="block0_attention"
+    )
+    assert result.layers == {"attention": ("block0_attention",)} and result.explained is None
+    ((_, mean, first, second),) = lines[0][0]
+    scores = kh.explain.attention_maps(model, image[None])["block0_attention"][0, :, 0, 1:]
+    for panel, values in zip((mean, first, second), (scores.mean(0), *scores), strict=True):
+        np.testing.assert_allclose(panel.values, values.reshape(4, 4), atol=1e-5)
+    with pytest.raises(ValueError, match=r"named 'block7'\. There are block0_attention, block1"):
+        kh.explain.explain_image(model, image, tmp_path / "y.png", "attention", layer="block7")
+
+
+def test_where_there_is_no_rollout_the_last_layers_heads_stand_in(lines, tmp_path):
+    result = kh.explain.explain_image(tiny_cvt(), photographs(1)[0], tmp_path / "x.png")
+    assert result.layers == {
+        "grad-cam": ("stage1_block0_norm1",),
+        "attention": ("stage1_block0_attention",),
+    }
+    assert [note.split(":")[0] for note in result.notes] == ["tokens", "rollout", "convolutional"]
+
+
+def test_branches_are_explained_one_by_one(lines, tmp_path):
+    model = small_model("ensemble_*")
+    result = kh.explain.explain_image(model, IMAGES[0], tmp_path / "x.png")
+    layers = kh.explain.default_layers(model)
+    assert len(layers) == 2
+    assert result.layers["grad-cam"] == tuple(layers)
+    titles = [panel.title for line in lines[0][0] for panel in line]
+    assert [f"Grad-CAM\n{layer}" in titles for layer in layers] == [True, True]
+
+
+def test_an_embedder_has_no_class_to_explain(tmp_path):
+    model = tiny_facerec_small(include_top=False, pooling="native")
+    image = photographs(1)[0]
+    result = kh.explain.explain_image(model, image, tmp_path / "x.png")
+    assert result.predicted is None and "grad-cam" not in result.layers
+    assert "rollout" in result.layers
+    assert result.notes == ("grad-cam: the model ends in no classes.",)
+    for arguments in ({"method": "grad-cam"}, {"class_index": 1}):
+        with pytest.raises(ValueError, match="ends in no classes"):
+            kh.explain.explain_image(model, image, tmp_path / "y.png", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "lime"}, "method must be one of auto, grad-cam"),
+        ({"method": "tokens", "layer": "norm"}, "leave layer='norm' out"),
+        ({"layer": "norm7"}, "no layer named 'norm7'"),
+        ({"class_index": 9}, r"class_index must be in \[0, 5\), got 9"),
+        ({"image": photographs(1)}, r"image must have shape \(height, width, channels\)"),
+        ({"class_names": ["a"]}, "class_names must hold 5 names, got 1"),
+    ],
+)
+def test_wrong_arguments_are_named_and_nothing_written(arguments, message, tmp_path):
+    arguments = {"image": photographs(1)[0], "path": tmp_path / "x.png", **arguments}
+    with pytest.raises(ValueError, match=message):
+        kh.explain.explain_image(tiny_cct(), **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_with_nothing_to_show_says_why(tmp_path):
+    image = keras.Input((8, 8, 3))
+    flat = keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(image))
+    model = keras.Model(image, flat, name="flat")
+    with pytest.raises(ValueError, match=r"'flat' gives nothing to show: grad-cam: .*rollout"):
+        kh.explain.explain_image(model, photographs(1, 8, 8)[0], tmp_path / "x.png")
