@@ -74,7 +74,6 @@ def sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
         )
     import keras
 
-    from keras_hybrid import data
     from training import train
 
     keras.config.set_dtype_policy(recipe.precision)
@@ -88,15 +87,7 @@ def sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
     model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
         low * share, steps - 1, factor
     )
-    batches = data.Batches(
-        images.images,
-        images.labels,
-        min(recipe.batch_size, len(images.labels)),
-        seed=recipe.seed,
-        augment=train.build_augmentation(recipe, classes),
-        drop_remainder=True,
-        workers=recipe.workers,
-    )
+    batches = train.build_batches(recipe, images)
     found = Sweep([], [], [])
     average = 0.0
     while len(found.rates) < steps:

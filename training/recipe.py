@@ -26,6 +26,8 @@ class Recipe:
         test_split: Split of ``data`` to test on. ``None``: ``test_fraction`` of each identity.
         test_fraction: Share of each identity's images that is held out when there is no split.
         data_options: Further keywords of ``open_source``.
+        reading: "memory": training images are decoded once and kept, 37 kB each at 112×112; "lazy":
+            each is decoded when a batch wants it, for sets that do not fit into memory.
         image_size: Side of the images in pixels.
         batch_size: Images in a step.
         epochs: Passes over the training images.
@@ -82,6 +84,7 @@ class Recipe:
     test_split: str | None = None
     test_fraction: float = 0.2
     data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reading: str = "memory"
     image_size: int = 64
     batch_size: int = 64
     epochs: int = 40
@@ -129,6 +132,7 @@ class Recipe:
             "optimizer": ("adamw", "adam", "sgd", "muon"),
             "schedule": ("cosine", "cosine_restarts", "one_cycle", "constant"),
             "augment": ("faces", "images", "none"),
+            "reading": ("memory", "lazy"),
             "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
         }
         for name, values in accepted.items():

@@ -27,7 +27,7 @@ def finish(
     Args:
         recipe: What was run.
         model: The trained model.
-        train: Training images, for calibration.
+        train: Training images or their source, for calibration.
         test: Test images of the same identities.
         pairs: ``PairList`` of people it was not trained on, or ``None``.
         history: Logs of each epoch.
@@ -143,7 +143,7 @@ def _export(recipe: Recipe, model, train, out: pathlib.Path) -> list[dict]:
     from keras_hybrid import export
 
     output = "predictions" if recipe.loss == "cross_entropy" else "embedding"
-    calibration = train.images[:: max(1, len(train.images) // 128)][:128].astype("float32")
+    calibration = _some_images(recipe, train, 128).astype("float32")
     reports = []
     for kind in recipe.export.split("+"):
         print(f"Exporting {kind} …", flush=True)
@@ -162,6 +162,16 @@ def _export(recipe: Recipe, model, train, out: pathlib.Path) -> list[dict]:
                 )
             )
     return [report.to_dict() for report in reports]
+
+
+def _some_images(recipe: Recipe, train, count: int):
+    """Return ``count`` training images, evenly spread over the classes' order."""
+    from keras_hybrid import data
+
+    rows = range(0, len(train.labels), max(1, len(train.labels) // count))[:count]
+    if recipe.reading == "lazy":
+        return data.load_arrays(data.Subset(train, rows), recipe.image_size).images
+    return train.images[rows]
 
 
 def _print_table(tables: dict, report: pathlib.Path) -> None:

@@ -44,7 +44,11 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recip
 
 
 def load_data(recipe: Recipe):
-    """Return (training images, test images), both ``keras_hybrid.data.LoadedImages``."""
+    """Return (training images, test images).
+
+    Both are ``keras_hybrid.data.LoadedImages``; training images that are read lazily are an
+    ``ImageSource``.
+    """
     from keras_hybrid import data
 
     options = dict(recipe.data_options)
@@ -63,7 +67,9 @@ def load_data(recipe: Recipe):
     else:
         source = data.open_source(recipe.data, **options)
         train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
-    return data.load_arrays(train, recipe.image_size), data.load_arrays(test, recipe.image_size)
+    if recipe.reading == "memory":
+        train = data.load_arrays(train, recipe.image_size)
+    return train, data.load_arrays(test, recipe.image_size)
 
 
 def load_pairs(recipe: Recipe):
@@ -208,6 +214,23 @@ def build_augmentation(recipe: Recipe, classes: int):
     return augment if one_hot is None else _OneHot(augment, one_hot)
 
 
+def build_batches(recipe: Recipe, train):
+    """Return the ``keras_hybrid.data.Batches`` of what `load_data` gives for training."""
+    from keras_hybrid import data
+
+    is_lazy = recipe.reading == "lazy"
+    return data.Batches(
+        train if is_lazy else train.images,
+        train.labels,
+        min(recipe.batch_size, len(train.labels)),
+        seed=recipe.seed,
+        augment=build_augmentation(recipe, len(train.class_names)),
+        drop_remainder=True,
+        image_size=recipe.image_size if is_lazy else None,
+        workers=recipe.workers,
+    )
+
+
 class _OneHot:
     """An augmentation of images alone, with labels as distributions."""
 
@@ -248,19 +271,10 @@ def fit(
     """
     import keras
 
-    from keras_hybrid import data
     from training.checkpoint import Checkpoint, StopAtNaN, StopEarly, Throughput, VerifyPairs
 
     classes = len(train.class_names)
-    batches = data.Batches(
-        train.images,
-        train.labels,
-        recipe.batch_size,
-        seed=recipe.seed,
-        augment=build_augmentation(recipe, classes),
-        drop_remainder=len(train.labels) >= recipe.batch_size,
-        workers=recipe.workers,
-    )
+    batches = build_batches(recipe, train)
     checkpoint = Checkpoint(out, batches, recipe.checkpoint_steps, settings)
     checkpoint.set_model(model)
     if restart:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.data.test_recordio import insightface, picture, write
-from training import train
+from training import report, train
 from training.recipe import Recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -309,6 +309,27 @@ def test_pairs_are_verified_over_training_with_the_averaged_weights(tmp_path):
     # Verifying leaves the run as it was.
     plain = train.run(dataclasses.replace(recipe, pairs_every=0), tmp_path / "plain", verbose=0)
     assert plain["loss"] == pytest.approx(results["loss"], rel=1e-5)
+
+
+def test_images_read_lazily_train_the_same_model(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from keras_hybrid import data
+
+    images, labels = data.synthetic_identities(4, 10, image_size=20)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "faces" / f"person{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(image)).save(folder / f"{i:03d}.png")
+    recipe = dataclasses.replace(TINY, data=str(tmp_path / "faces"), batch_size=8)
+    expected, _ = train_until(recipe, tmp_path / "memory", monkeypatch)
+    lazy = dataclasses.replace(recipe, reading="lazy", workers=2)
+    found, _ = train_until(lazy, tmp_path / "lazy", monkeypatch)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    source, _ = train.load_data(lazy)
+    calibration = report._some_images(lazy, source, 7)
+    assert calibration.shape[1:] == (16, 16, 3) and 7 <= len(calibration) <= 14
 
 
 def test_patience_ends_a_run_and_a_second_start_adds_nothing(tmp_path, monkeypatch):
