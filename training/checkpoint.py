@@ -226,6 +226,9 @@ def averaged_weights(model: keras.Model):
         sync()
     kept = [keras.ops.convert_to_numpy(v.value) for v in model.trainable_variables]
     optimizer.finalize_variable_values(model.trainable_variables)
+    for variable in model.trainable_variables:
+        # A copy: JAX gives arrays away when it predicts, and this one is the optimizer's, too.
+        variable.assign(keras.ops.convert_to_numpy(variable.value))
     try:
         yield
     finally:
