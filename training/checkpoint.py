@@ -12,7 +12,15 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["Checkpoint", "StopAtNaN", "StopEarly", "Throughput", "VerifyPairs", "averaged_weights"]
+__all__ = [
+    "Checkpoint",
+    "StopAtNaN",
+    "StopEarly",
+    "Throughput",
+    "VerifyPairs",
+    "averaged_weights",
+    "use_averaged_weights",
+]
 
 POINTER = "latest.json"
 
@@ -217,23 +225,32 @@ def _set_torch_random_state(state: dict[str, np.ndarray]) -> None:
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model):
     """Put the optimizer's moving average, if it keeps one, in the place of the weights."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if not optimizer.use_ema:
+    if not _with_average(model).use_ema:
         yield
         return
     sync = getattr(model, "jax_state_sync", None)
     if sync is not None:
         sync()
     kept = [keras.ops.convert_to_numpy(v.value) for v in model.trainable_variables]
-    optimizer.finalize_variable_values(model.trainable_variables)
-    for variable in model.trainable_variables:
-        # A copy: JAX gives arrays away when it predicts, and this one is the optimizer's, too.
-        variable.assign(keras.ops.convert_to_numpy(variable.value))
+    use_averaged_weights(model)
     try:
         yield
     finally:
         for variable, value in zip(model.trainable_variables, kept, strict=True):
             variable.assign(value)
+
+
+def use_averaged_weights(model: keras.Model) -> None:
+    """Overwrite the weights with the optimizer's moving average, if it keeps one."""
+    _with_average(model).finalize_variable_values(model.trainable_variables)
+    for variable in model.trainable_variables:
+        # A copy: JAX gives arrays away when it predicts, and this one is the optimizer's, too.
+        variable.assign(keras.ops.convert_to_numpy(variable.value))
+
+
+def _with_average(model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer behind the one that scales losses for float16."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
 class StopEarly(keras.callbacks.Callback):

@@ -271,7 +271,14 @@ def fit(
     """
     import keras
 
-    from training.checkpoint import Checkpoint, StopAtNaN, StopEarly, Throughput, VerifyPairs
+    from training.checkpoint import (
+        Checkpoint,
+        StopAtNaN,
+        StopEarly,
+        Throughput,
+        VerifyPairs,
+        use_averaged_weights,
+    )
 
     classes = len(train.class_names)
     batches = build_batches(recipe, train)
@@ -316,6 +323,8 @@ def fit(
         )
         if stop != recipe.epochs:
             checkpoint.restore()  # the end of a fit leaves the average in the weights' place
+    if recipe.ema_momentum is not None:
+        use_averaged_weights(model)  # also where nothing was left to train
     return checkpoint.history, checkpoint.seconds
 
 

@@ -259,6 +259,10 @@ def test_a_classifier_with_mixed_labels_and_averaged_weights_resumes(tmp_path, m
     for a, b in zip(expected, resumed, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert resumed_history[-1]["val_loss"] == pytest.approx(history[-1]["val_loss"], rel=1e-4)
+    # A finished run that is started again has the average, too.
+    again, _ = train_until(CLASSIFIER, tmp_path / "whole", monkeypatch)
+    for a, b in zip(expected, again, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_average_of_the_weights_is_validated_and_is_what_the_run_ends_with(tmp_path):
