@@ -111,9 +111,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def save(self, epoch: int, batch: int) -> None:
         """Write a checkpoint from which a run goes on with ``batch`` of ``epoch``."""
-        sync = getattr(self.model, "jax_state_sync", None)
-        if sync is not None:  # JAX trains on a copy of the state
-            sync()
+        _sync(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"epoch{epoch:04d}_batch{batch:06d}.npz"
         arrays = {
@@ -199,6 +197,13 @@ class Checkpoint(keras.callbacks.Callback):
         os.replace(temporary, self.table)
 
 
+def _sync(model: keras.Model) -> None:
+    """Bring a model's variables up to date within ``fit``: JAX trains on a copy of the state."""
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None:
+        sync()
+
+
 def _torch_random_state() -> dict[str, np.ndarray]:
     """Return the state of PyTorch's own generators, which Keras's dropout draws from there."""
     if keras.backend.backend() != "torch":
@@ -225,12 +230,10 @@ def _set_torch_random_state(state: dict[str, np.ndarray]) -> None:
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model):
     """Put the optimizer's moving average, if it keeps one, in the place of the weights."""
+    _sync(model)
     if not _with_average(model).use_ema:
         yield
         return
-    sync = getattr(model, "jax_state_sync", None)
-    if sync is not None:
-        sync()
     kept = [keras.ops.convert_to_numpy(v.value) for v in model.trainable_variables]
     use_averaged_weights(model)
     try:
@@ -351,9 +354,6 @@ class VerifyPairs(keras.callbacks.Callback):
 
         if (epoch + 1) % self.every or logs is None:
             return
-        sync = getattr(self.model, "jax_state_sync", None)
-        if sync is not None:
-            sync()
         with averaged_weights(self.model):
             found = evaluation.evaluate_pairs(self.model, self.pairs)
         logs["pairs_accuracy"] = found.accuracy

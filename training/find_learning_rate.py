@@ -9,13 +9,13 @@ the smoothed loss falls fastest is a good peak for a schedule with warm-up. Ever
 import argparse
 import csv
 import dataclasses
-import os
 import pathlib
 import sys
 
 if __package__ in (None, ""):  # run as a file: find the package beside this folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+from training import train
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
 
 SMOOTHING = 0.9  # of the exponential average of the loss
@@ -74,8 +74,6 @@ def sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
         )
     import keras
 
-    from training import train
-
     keras.config.set_dtype_policy(recipe.precision)
     images, _ = train.load_data(recipe)
     keras.utils.set_random_seed(recipe.seed)
@@ -131,8 +129,6 @@ def write(found: Sweep, out: pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    from training.train import default_backend
-
     parser = argparse.ArgumentParser(
         prog="find_learning_rate.py", description="Find a learning rate for a recipe."
     )
@@ -144,20 +140,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"))
     add_overrides(parser)
     given = parser.parse_args(arguments)
-    if given.backend:
-        os.environ["KERAS_BACKEND"] = given.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        os.environ.setdefault("KERAS_BACKEND", default_backend())
+
+    def find() -> None:
         recipe = with_overrides(load_recipe(given.recipe), given)
         found = sweep(recipe, given.low, given.high, given.steps)
         out = pathlib.Path(given.out or f"runs/{given.recipe}")
         write(found, out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"Suggested peak: --learning-rate {found.suggestion:.2g} ({out / 'learning_rates.csv'})")
-    return 0
+        rate = f"--learning-rate {found.suggestion:.2g}"
+        print(f"Suggested peak: {rate} ({out / 'learning_rates.csv'})")
+
+    return train.run_command(given.backend, find)
 
 
 if __name__ == "__main__":

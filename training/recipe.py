@@ -7,8 +7,17 @@ import importlib
 import pathlib
 from typing import Any
 
-__all__ = ["Recipe", "add_overrides", "load_recipe", "recipe_names", "with_overrides"]
+__all__ = [
+    "MIRROR_ONLY",
+    "Recipe",
+    "add_overrides",
+    "load_recipe",
+    "recipe_names",
+    "with_overrides",
+]
 
+# Of `face_augmentation`: half of the images are mirrored, and nothing else happens to them.
+MIRROR_ONLY = {name: 0.0 for name in ("shift", "scale", "rotation", "jitter", "grey", "erasing")}
 RECIPES = pathlib.Path(__file__).parent / "recipes"
 
 

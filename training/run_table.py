@@ -20,6 +20,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: find the packages beside this folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+from training import train
 from training.recipe import Recipe, add_overrides, load_recipe, with_overrides
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
@@ -70,6 +71,11 @@ _ABLATION = {
 }
 
 
+def _encoder_row(model: str, **arguments: Any) -> Row:
+    changes = {"model": model, "model_arguments": {**_ENCODER, **arguments}}
+    return Row("facerec_small", {**_SPLIT, **changes})
+
+
 def _ablation_row(embedding: bool, projection: bool, feed_forward: bool) -> Row:
     arguments = {
         "depths": (1, 1, 1),
@@ -84,38 +90,10 @@ TABLES = {
     "facerec_306": Table(
         "FaceRec, Figure 6, as an experiment: one recipe, one budget, the same images",
         {
-            "vit": Row(
-                "facerec_small",
-                {
-                    **_SPLIT,
-                    "model": "vit_ti16",
-                    "model_arguments": {**_ENCODER, "patch_size": 8, "depth": 6, "drop_path": 0.1},
-                },
-            ),
-            "cct": Row(
-                "facerec_small",
-                {
-                    **_SPLIT,
-                    "model": "cct_7_3x1",
-                    "model_arguments": {**_ENCODER, "num_convolutions": 3, "depth": 4},
-                },
-            ),
-            "facerec": Row(
-                "facerec_small",
-                {
-                    **_SPLIT,
-                    "model": "facerec",
-                    "model_arguments": {**_ENCODER, "patch_size": 8, "depth": 6, "conv_dim": 48},
-                },
-            ),
-            "kprpe": Row(
-                "facerec_small",
-                {
-                    **_SPLIT,
-                    "model": "kprpe_vit_small",
-                    "model_arguments": {**_ENCODER, "patch_size": 8, "depth": 6},
-                },
-            ),
+            "vit": _encoder_row("vit_ti16", patch_size=8, depth=6, drop_path=0.1),
+            "cct": _encoder_row("cct_7_3x1", num_convolutions=3, depth=4),
+            "facerec": _encoder_row("facerec", patch_size=8, depth=6, conv_dim=48),
+            "kprpe": _encoder_row("kprpe_vit_small", patch_size=8, depth=6),
             "facerec_small": Row("facerec_small", _SPLIT),
             "facerec_small_without_convolutional_attention": Row(
                 "facerec_small",
@@ -266,7 +244,6 @@ def run_table(
     import keras
 
     from benchmarks.table import append_row
-    from training import train
 
     for seed in seeds:
         for model in given.rows or TABLES[name].rows:
@@ -309,8 +286,6 @@ def _rows(file: pathlib.Path) -> list[dict[str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    from training.train import default_backend
-
     parser = argparse.ArgumentParser(
         prog="run_table.py", description="Run a paper's table, or what is missing of it."
     )
@@ -329,22 +304,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--rows: {', '.join(unknown)}; {given.name} has {', '.join(rows)}.")
     if given.seed is not None:
         parser.error("Give --seeds instead of --seed.")
-    if given.backend:
-        os.environ["KERAS_BACKEND"] = given.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        os.environ.setdefault("KERAS_BACKEND", default_backend())
-        run_table(
-            given.name,
-            given,
-            given.seeds,
-            pathlib.Path(given.table or RESULTS / f"{given.name}.csv"),
-            pathlib.Path(given.out or f"runs/{given.name}"),
-        )
-    except (ValueError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    table = pathlib.Path(given.table or RESULTS / f"{given.name}.csv")
+    out = pathlib.Path(given.out or f"runs/{given.name}")
+    return train.run_command(
+        given.backend, lambda: run_table(given.name, given, given.seeds, table, out)
+    )
 
 
 if __name__ == "__main__":

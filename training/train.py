@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 if __package__ in (None, ""):  # run as a file: find the package beside this folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
@@ -177,6 +178,8 @@ def without_weight_decay(model) -> list:
 
 def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
     """Return the recipe's compiled model."""
+    import keras
+
     import keras_hybrid as kh
 
     is_margin = recipe.loss != "cross_entropy"
@@ -195,8 +198,6 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
     if is_margin:
         metrics.append(kh.metrics.MeanTargetCosine(name="target_cosine"))
     elif classes > 5:
-        import keras
-
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
     model.compile(optimizer, loss=build_loss(recipe), metrics=metrics)
     return model
@@ -243,13 +244,13 @@ class _OneHot:
     def __call__(self, images, labels, seed):
         if self.augment is not None:
             images = self.augment(images, seed=seed)
-        return images, _distributions(labels, self.classes)
+        return images, _one_hot(labels, self.classes)
 
 
-def _distributions(labels, classes: int):
-    import numpy as np
+def _one_hot(labels, classes: int):
+    from keras_hybrid.data.layer_augmentation import one_hot
 
-    return np.eye(classes, dtype="float32")[labels]
+    return one_hot(labels, classes)
 
 
 def fit(
@@ -303,7 +304,7 @@ def fit(
         callbacks.append(early)
     labels = test.labels
     if recipe.loss == "cross_entropy":
-        labels = _distributions(labels, classes)
+        labels = _one_hot(labels, classes)
     validation = (test.images, labels)
     # An epoch that was broken off is finished by a fit of its own: Keras counts steps once a fit.
     stops = [batches.epoch + 1, recipe.epochs] if batches.start_batch else [recipe.epochs]
@@ -408,21 +409,34 @@ def default_backend() -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    given, recipe = parse(arguments)
-    if given.backend:
-        os.environ["KERAS_BACKEND"] = given.backend
+def run_command(backend: str | None, action: Callable[[], object]) -> int:
+    """Choose Keras's backend, then do what a command is for; returns the exit status.
+
+    Args:
+        backend: What ``--backend`` says, or ``None`` for ``KERAS_BACKEND`` or the first installed.
+        action: Imports Keras, or what does, only when it is called.
+    """
+    if backend:
+        os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    out = pathlib.Path(given.out or f"runs/{given.recipe}")
     try:
         os.environ.setdefault("KERAS_BACKEND", default_backend())
-        run(recipe, out, restart=given.restart, verbose=2 if given.quiet else 1)
+        action()
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    given, recipe = parse(arguments)
+    out = pathlib.Path(given.out or f"runs/{given.recipe}")
+    verbose = 2 if given.quiet else 1
+    return run_command(
+        given.backend, lambda: run(recipe, out, restart=given.restart, verbose=verbose)
+    )
 
 
 if __name__ == "__main__":

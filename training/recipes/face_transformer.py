@@ -14,7 +14,7 @@ the only augmentation, CosFace m 0.35 s 64, batches of 480. It lowers the rate b
 5e-5, each with a cosine; here one cosine goes from 3e-4 to zero.
 """
 
-from training.recipe import Recipe
+from training.recipe import MIRROR_ONLY, Recipe
 
 recipe = Recipe(
     model="vit_p8s8",
@@ -32,13 +32,6 @@ recipe = Recipe(
     weight_decay=0.05,
     warmup_epochs=1.0,
     clip_norm=None,
-    augmentation={
-        "shift": 0.0,
-        "scale": 0.0,
-        "rotation": 0.0,
-        "jitter": 0.0,
-        "grey": 0.0,
-        "erasing": 0.0,
-    },
+    augmentation=MIRROR_ONLY,
     validation_every=1,
 )

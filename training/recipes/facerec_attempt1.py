@@ -11,7 +11,7 @@ Measured: not yet at this size; see ``benchmarks/results`` for the same proporti
 Ours where the paper is silent: flip as the only augmentation. Adam without weight decay.
 """
 
-from training.recipe import Recipe
+from training.recipe import MIRROR_ONLY, Recipe
 
 recipe = Recipe(
     model="facerec",
@@ -33,13 +33,6 @@ recipe = Recipe(
     schedule="cosine_restarts",
     restart_steps=1000,
     restart_factor=1.0,
-    augmentation={
-        "shift": 0.0,
-        "scale": 0.0,
-        "rotation": 0.0,
-        "jitter": 0.0,
-        "grey": 0.0,
-        "erasing": 0.0,
-    },
+    augmentation=MIRROR_ONLY,
     validation_every=1,
 )
