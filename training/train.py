@@ -311,8 +311,9 @@ def fit(
     for stop in stops:
         if batches.epoch >= stop or (early is not None and early.is_time()):
             continue
+        on_tensorflow = keras.backend.backend() == "tensorflow"
         model.fit(
-            batches,
+            batches.to_tf_dataset() if on_tensorflow else batches,
             initial_epoch=batches.epoch,
             epochs=stop,
             validation_data=validation,

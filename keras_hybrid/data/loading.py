@@ -367,11 +367,44 @@ class Batches(keras.utils.PyDataset):
             self.set_position(self._epoch + 1)
 
     def callback(self) -> keras.callbacks.Callback:
-        """A callback for ``fit`` that states the position at the start of every epoch.
+        """A callback for ``fit`` that states the position at both ends of every epoch.
 
         The first epoch of ``fit`` begins at the position that this object has now.
         """
         return _Position(self)
+
+    def to_tf_dataset(self):
+        """A ``tf.data.Dataset`` of the same batches, for ``fit`` on TensorFlow.
+
+        Keras turns a ``PyDataset`` into a data set with autotuning, and TensorFlow 2.21 can miss
+        the signal that ends the autotuner when an epoch is over: ``fit`` then waits for the rest of
+        the autotuner's period, up to a minute for each epoch. This one has no autotuning; the
+        threads of this object read ahead for it.
+
+        Each iteration gives what is left of the epoch this object stands at then. ``fit`` needs
+        ``callbacks=[batches.callback()]``, which moves on to the next epoch.
+
+        Returns:
+            Data set whose elements are what ``batches[i]`` gives, from the first batch left in the
+            epoch to the last; its length is that of this object now.
+
+        Raises:
+            ImportError: If TensorFlow is not installed.
+        """
+        import tensorflow as tf
+
+        signature = keras.tree.map_structure(
+            lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), self[0]
+        )
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return (
+            tf.data.Dataset.from_generator(
+                lambda: (self[index] for index in range(len(self))), output_signature=signature
+            )
+            .apply(tf.data.experimental.assert_cardinality(len(self)))
+            .with_options(options)
+        )
 
     def __len__(self) -> int:
         """Batches left in the epoch."""
@@ -477,7 +510,7 @@ class Batches(keras.utils.PyDataset):
 
 
 class _Position(keras.callbacks.Callback):
-    """Sets the position of batches at the start of every epoch of ``fit``."""
+    """Sets the position of batches at both ends of every epoch of ``fit``."""
 
     def __init__(self, batches: Batches):
         super().__init__()
@@ -488,3 +521,7 @@ class _Position(keras.callbacks.Callback):
         """Go to the epoch that follows the one before."""
         self._batches.set_position(*self._next)
         self._next = (self._next[0] + 1, 0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Leave the epoch, if ``fit`` did not do so itself and its last batch was asked for."""
+        self._batches.on_epoch_end()

@@ -224,7 +224,10 @@ def test_keras_asking_for_shapes_or_resetting_does_not_advance():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_fit_sees_each_epoch_in_turn_from_the_position_given(workers):
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_fit_sees_each_epoch_in_turn_from_the_position_given(workers, as_dataset):
+    if as_dataset and keras.backend.backend() != "tensorflow":
+        pytest.skip("fit takes a tf.data.Dataset on TensorFlow")
     seen = []
 
     def record(images, seed):
@@ -235,19 +238,42 @@ def test_fit_sees_each_epoch_in_turn_from_the_position_given(workers):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss=loss, metrics=["accuracy"])
     batches = Batches(*arrays(), 4, augment=record, epoch=4, start_batch=3, workers=workers)
+
+    def given():
+        return batches.to_tf_dataset() if as_dataset else batches
+
     history = model.fit(
-        batches, initial_epoch=4, epochs=5, verbose=0, callbacks=[batches.callback()]
+        given(), initial_epoch=4, epochs=5, verbose=0, callbacks=[batches.callback()]
     )
     assert len(history.epoch) == 1
     assert {(0, 4, 3), (0, 4, 4), (0, 4, 5)} == set(seen)
     assert (batches.epoch, batches.start_batch) == (5, 0)
     seen.clear()
-    model.fit(batches, initial_epoch=5, epochs=7, verbose=0)
+    callbacks = [batches.callback()] if as_dataset else []
+    model.fit(given(), initial_epoch=5, epochs=7, verbose=0, callbacks=callbacks)
     # A batch of epoch 4 that was read ahead and given up may arrive this late.
     later = {seed for seed in seen if seed[1] != 4}
     assert {(0, epoch, batch) for epoch in (5, 6) for batch in range(6)} == later
     assert batches.epoch == 7
     model.evaluate(Batches(*arrays(), 4, shuffle=False), verbose=0)
+
+
+def test_the_tensorflow_dataset_gives_the_batches_left_without_autotuning():
+    tf = pytest.importorskip("tensorflow")
+    options = {"augment": face_augmentation(), "seed": 3, "workers": 2}
+    batches = Batches(*arrays(), 4, **options, epoch=1, start_batch=2)
+    dataset = batches.to_tf_dataset()
+    assert len(dataset) == len(batches) == 4
+    assert dataset.options().autotune.enabled is False
+    images, labels = dataset.element_spec
+    assert (images.shape, images.dtype) == (
+        tf.TensorShape([None, *arrays()[0].shape[1:]]),
+        "float32",
+    )
+    assert (labels.shape, labels.dtype) == (tf.TensorShape([None]), "int32")
+    expected = everything(Batches(*arrays(), 4, **options, epoch=1))[2:]
+    for _ in range(2):
+        assert_same([tuple(map(np.asarray, element)) for element in dataset], expected)
 
 
 def test_an_unreadable_image_is_replaced_by_one_of_its_class_and_reported_once(caplog):
