@@ -11,16 +11,16 @@ const DEFAULT_SIZE = 112;
 
 const element = (id) => document.getElementById(id);
 const photographs = ["First photograph", "Second photograph"].map(
-  (title) => new Photograph(title, compare, showError),
+  (title) => new Photograph(title, compare, attempt),
 );
 let model = null;
 let detector = null;
-let comparisons = 0;
+let comparisons = 0; // of which only the last one counts
 
 function showError(error) {
   console.error(error);
-  element("error").textContent = error?.message ?? "";
-  element("error").hidden = !error;
+  element("error").textContent = error.message;
+  element("error").hidden = false;
 }
 
 /** Do something that can fail; an error of before is gone once it succeeds. */
@@ -37,6 +37,7 @@ async function loadModel(bytes, name) {
   element("model-note").textContent = `Loading ${name} …`;
   try {
     const loaded = await FaceModel.load(bytes);
+    comparisons++;
     model?.delete();
     model = loaded;
   } catch (error) {
@@ -80,7 +81,9 @@ async function open(file, photograph) {
   else if (file.name.endsWith(".onnx")) await loadDetector(await bytes(), file.name);
   else if (file.type.startsWith("image/")) await photograph.open(file);
   else {
-    throw new Error(`${file.name} is neither a .tflite model, nor an .onnx detector, nor an image.`);
+    throw new Error(
+      `${file.name} is neither a .tflite model, nor an .onnx detector, nor an image.`,
+    );
   }
 }
 
@@ -88,7 +91,10 @@ async function compare() {
   const comparison = ++comparisons;
   const missing = [];
   if (!model) missing.push("a face model");
-  photographs.forEach(({ crop, title }) => crop || missing.push(`the ${title.toLowerCase()}`));
+  for (const { image, crop, isPlaced, title } of photographs) {
+    if (!image) missing.push(`the ${title.toLowerCase()}`);
+    else if (!crop || !isPlaced) missing.push(`the five points on the ${title.toLowerCase()}`);
+  }
   if (missing.length) {
     showResult(`Still missing: ${missing.join(", ")}.`);
     return;
@@ -102,10 +108,10 @@ async function compare() {
       milliseconds.push(performance.now() - started);
     }
   } catch (error) {
-    showError(error);
+    if (comparison === comparisons) showError(error);
     return;
   }
-  if (comparison !== comparisons) return; // something changed meanwhile
+  if (comparison !== comparisons) return;
   const cosine = similarity(...embeddings);
   const text = element("threshold").value;
   const threshold = text === "" ? NaN : Number(text);
@@ -158,7 +164,10 @@ function acceptDrops(target, photograph) {
 async function loadFromAddress() {
   const given = new URLSearchParams(location.search);
   if (given.has("threshold")) element("threshold").value = given.get("threshold");
-  for (const [key, load] of [["model", loadModel], ["detector", loadDetector]]) {
+  for (const [key, load] of [
+    ["model", loadModel],
+    ["detector", loadDetector],
+  ]) {
     if (!given.has(key)) continue;
     const response = await fetch(given.get(key));
     if (!response.ok) throw new Error(`${given.get(key)} cannot be read (${response.status}).`);
@@ -188,4 +197,6 @@ refresh();
 attempt(loadFromAddress);
 prepareOffline()
   .then((text) => (element("offline").textContent = text))
-  .catch((error) => (element("offline").textContent = `Not kept for offline use: ${error.message}`));
+  .catch(
+    (error) => (element("offline").textContent = `Not kept for offline use: ${error.message}`),
+  );

@@ -11,9 +11,9 @@ export class Photograph {
   /**
    * @param {string} title
    * @param {() => void} onChange Called when there is another crop, or none any more.
-   * @param {(error: Error) => void} onError
+   * @param {(work: () => Promise) => void} attempt Does what can fail, and tells the user if it does.
    */
-  constructor(title, onChange, onError) {
+  constructor(title, onChange, attempt) {
     const template = document.getElementById("photograph");
     this.element = template.content.cloneNode(true).firstElementChild;
     this.element.setAttribute("aria-label", title);
@@ -21,6 +21,7 @@ export class Photograph {
     this.onChange = onChange;
     this.image = null; // ImageData
     this.landmarks = null;
+    this.isPlaced = false; // whether the points are on the face, as far as anyone has said so
     this.crop = null; // RGB bytes
     this.size = 112;
     this.detector = null;
@@ -37,17 +38,21 @@ export class Photograph {
     this.actions = find(".actions");
     this.buttons = { find: find(".find"), next: find(".next"), aligned: find(".aligned") };
 
-    const attempt = (work) => Promise.resolve().then(work).catch(onError);
     const input = find("input");
-    input.addEventListener("change", () => input.files[0] && attempt(() => this.open(input.files[0])));
+    input.addEventListener(
+      "change",
+      () => input.files[0] && attempt(() => this.open(input.files[0])),
+    );
     this.buttons.find.addEventListener("click", () => attempt(() => this.findFaces()));
     this.buttons.next.addEventListener("click", () => this.showFace(this.face + 1));
-    this.buttons.aligned.addEventListener("click", () => this.takeAsAligned());
+    this.buttons.aligned.addEventListener("click", () =>
+      this.takeAsCrop("Taken as an aligned crop."),
+    );
     this.points = POINTS.map((name, index) => this.makePoint(name, index));
     this.stage.append(...this.points);
   }
 
-  /** Read an image file, and find the face unless it is a crop of the model's size. */
+  /** Read an image file and put the points on it. */
   async open(file) {
     let bitmap;
     try {
@@ -62,25 +67,29 @@ export class Photograph {
     context.drawImage(bitmap, 0, 0, this.picture.width, this.picture.height);
     bitmap.close();
     this.image = context.getImageData(0, 0, this.picture.width, this.picture.height);
+    this.isPlaced = false;
     this.views.hidden = this.actions.hidden = false;
     await this.locate();
   }
 
   /** Take the detector that was loaded, and the side that the model wants of a crop. */
   async use(detector, size) {
-    const isNew = detector !== this.detector || size !== this.size;
     [this.detector, this.size] = [detector, size];
     this.buttons.find.hidden = !detector;
-    if (this.image && isNew) await this.locate();
+    if (this.isPlaced) this.align();
+    else if (this.image) await this.locate();
   }
 
+  /** Put the points on the face: by the picture's size, by the detector, or by asking. */
   async locate() {
     const isCrop = this.image.width === this.size && this.image.height === this.size;
-    if (this.detector && !isCrop) await this.findFaces();
-    else this.takeAsAligned();
+    if (isCrop) this.takeAsCrop("Taken as it is: it has the size of the model's crops.");
+    else if (this.detector) await this.findFaces();
+    else this.askForPoints("There is no detector.");
   }
 
   async findFaces() {
+    this.note.textContent = "Looking for a face …";
     const started = performance.now();
     const image = this.image;
     const faces = await this.detector.detect(image);
@@ -88,40 +97,41 @@ export class Photograph {
     this.faces = faces;
     this.times = { detection: performance.now() - started };
     if (faces.length) this.showFace(0);
-    else {
-      this.takeAsAligned("No face was found. Move the five points onto it, or take another photograph.");
-    }
+    else this.askForPoints("No face was found.");
   }
 
   showFace(index) {
     this.face = index % this.faces.length;
     const count = this.faces.length;
+    this.buttons.next.hidden = count < 2;
     this.place(
       this.faces[this.face].landmarks,
       count > 1 ? `Face ${this.face + 1} of ${count}, the largest first.` : "One face was found.",
     );
-    this.buttons.next.hidden = count < 2;
   }
 
   /** Put the points where an aligned crop has them; a crop of the model's size stays as it is. */
-  takeAsAligned(reason) {
+  takeAsCrop(note, isPlaced = true) {
     const side = Math.min(this.image.width, this.image.height);
     const left = (this.image.width - side) / 2;
     const top = (this.image.height - side) / 2;
-    this.faces = [];
     this.buttons.next.hidden = true;
-    this.times = reason ? this.times : {};
+    this.times = {};
     this.place(
       faceTemplate(side).map(([x, y]) => [x + left, y + top]),
-      reason ??
-        (side === this.size && !left && !top
-          ? "Taken as it is: it has the size of the model's crops."
-          : "The five points are where an aligned crop has them. Move them onto the face if they are not."),
+      note,
+      isPlaced,
     );
   }
 
-  place(landmarks, note) {
+  askForPoints(reason) {
+    const wish = "Move the five points onto the eyes, the nose and the corners of the mouth.";
+    this.takeAsCrop(`${reason} ${wish}`, false);
+  }
+
+  place(landmarks, note, isPlaced = true) {
     this.landmarks = landmarks.map((point) => [...point]);
+    this.isPlaced = isPlaced;
     this.note.textContent = note;
     this.align();
     this.onChange();
@@ -161,10 +171,14 @@ export class Photograph {
     point.type = "button";
     point.className = "point";
     point.title = name;
-    point.setAttribute("aria-label", `${name}: move it with the arrow keys, with Shift in larger steps`);
+    point.setAttribute(
+      "aria-label",
+      `${name}: move it with the arrow keys, with Shift in larger steps`,
+    );
     const move = (x, y) => {
       const clip = (value, end) => Math.min(Math.max(value, 0), end - 1);
       this.landmarks[index] = [clip(x, this.image.width), clip(y, this.image.height)];
+      this.isPlaced = true;
       this.align();
     };
     point.addEventListener("keydown", (event) => {

@@ -5,6 +5,7 @@
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
 const [jobFile, answerFile] = process.argv.slice(2);
@@ -134,9 +135,18 @@ try {
         .flatMap(({ width, height }) => [width, height]),
     ),
   }));
+  await page.evaluate(readFileSync(fileURLToPath(import.meta.resolve("axe-core")), "utf-8"));
+  answer.violations = await page.evaluate(async () =>
+    (await window.axe.run()).violations.map(({ id, nodes }) => [id, nodes.map((n) => n.html)]),
+  );
   await page.setViewportSize({ width: 1280, height: 900 });
 
-  // The detector.
+  // A photograph, without a detector and with it.
+  await choose(1, job.photographFile);
+  await until("#result", "missing");
+  answer.withoutDetector = await text("#result");
+  await page.locator(".aligned").nth(1).click();
+  await until("#result", "Similarity");
   if (job.detector) {
     await page.locator("#detector").setInputFiles(job.detector);
     await until("#detector-note", "is ready");

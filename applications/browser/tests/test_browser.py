@@ -5,6 +5,7 @@ import functools
 import http.server
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import keras_hybrid as kh
+from keras_hybrid.cli import _parser
 
 pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
 pytest.importorskip("tensorflow", reason="TensorFlow, which exports, is not installed")
@@ -193,6 +195,24 @@ def test_descriptions_are_read_as_by_the_package(exported):
     assert "not a LiteRT" in answer[5]
 
 
+def test_the_command_line_takes_the_commands_of_the_page():
+    lines = re.findall(r"^keras-hybrid (.+)$", (PAGE / "README.md").read_text("utf-8"), re.M)
+    assert len(lines) == 2
+    for line in lines:
+        given = _parser().parse_args(shlex.split(line))
+        given.check(given)
+
+
+def test_the_service_worker_keeps_every_file():
+    text = (PAGE / "service-worker.js").read_text("utf-8")
+    kept = re.findall(r'^  "(.+)",$', text, re.M)
+    vendored = re.findall(r'^  "(.+)": "', (PAGE / "vendor.js").read_text("utf-8"), re.M)
+    sources = [f"src/{path.name}" for path in (PAGE / "src").iterdir()]
+    assert sorted(kept) == sorted(
+        ["./", "style.css", *sources, *(f"vendor/{name}" for name in vendored)]
+    )
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
@@ -275,7 +295,10 @@ def test_embeddings_equal_those_of_the_python_runtime(walk, exported):
 
 
 def test_two_crops_get_a_similarity_a_verdict_and_times(walk, exported):
-    assert walk["initially"] == "Still missing: a face model, the first photograph, the second photograph."
+    assert (
+        walk["initially"]
+        == "Still missing: a face model, the first photograph, the second photograph."
+    )
     assert walk["modelNote"].endswith("32×32, float32")
     first, second = (embed(exported["float.tflite"], crop) for crop in walk["crops"])
     similarity = f"Similarity {cosine(first, second):.3f}: "
@@ -285,6 +308,10 @@ def test_two_crops_get_a_similarity_a_verdict_and_times(walk, exported):
     assert len(re.findall(r"alignment [\d.]+ ms, embedding [\d.]+ ms", walk["same"])) == 2
     crop = np.array(walk["crop"]).reshape(SIZE, SIZE, 4)
     np.testing.assert_array_equal(crop[..., :3], walk["crops"][0])
+
+
+def test_a_photograph_without_a_detector_waits_for_its_points(walk):
+    assert walk["withoutDetector"] == "Still missing: the five points on the second photograph."
 
 
 def test_wrong_files_are_refused_in_words(walk):
@@ -314,6 +341,10 @@ def test_the_page_works_by_keyboard(walk):
     crop = np.array(walk["movedCrop"]).reshape(SIZE, SIZE, 4)[..., :3]
     aligned = kh.data.align_face(walk["crops"][0], expected, SIZE).astype(int)
     assert np.abs(crop - aligned).max() <= 1
+
+
+def test_axe_finds_no_obstacle(walk):
+    assert walk["violations"] == []
 
 
 def test_the_page_fits_a_phone(walk):
