@@ -67,8 +67,8 @@ export class Photograph {
     context.drawImage(bitmap, 0, 0, this.picture.width, this.picture.height);
     bitmap.close();
     this.image = context.getImageData(0, 0, this.picture.width, this.picture.height);
-    this.isPlaced = false;
     this.views.hidden = this.actions.hidden = false;
+    this.takeAsCrop("", false);
     await this.locate();
   }
 

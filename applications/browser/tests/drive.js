@@ -80,6 +80,12 @@ try {
     await page.evaluate(() => (document.getElementById("error").hidden = true));
   }
 
+  await page.locator("#model").setInputFiles(job.withThreshold);
+  await until("#model-note", "×");
+  answer.thresholdOfFile = await page.locator("#threshold").inputValue();
+  await page.locator("#threshold").fill("");
+  await page.locator("#model").setInputFiles([]);
+
   // The whole way: a model, two aligned crops, a threshold.
   await page.locator("#model").setInputFiles(job.model);
   await until("#model-note", "×");

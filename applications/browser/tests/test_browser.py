@@ -248,6 +248,8 @@ def walk(exported, tmp_path_factory) -> dict:
     }
     for name, content in wrong.items():
         (files / name).write_bytes(content)
+    content = whole.replace(b'"quantization": null', b'"threshold": 0.25000')
+    (files / "threshold.tflite").write_bytes(content)
     inputs = {".tflite": "#model", ".onnx": "#detector", ".png": '[accept="image/*"] >> nth=0'}
     if YUNET.is_file():
         (site / "detector.onnx").symlink_to(YUNET)
@@ -262,6 +264,7 @@ def walk(exported, tmp_path_factory) -> dict:
         "model": str(exported["float.tflite"]),
         "crop": crops[0].ravel().tolist(),
         "crops": [str(files / "crop0.png"), str(files / "crop1.png")],
+        "withThreshold": str(files / "threshold.tflite"),
         "wrong": [[str(files / name), inputs[Path(name).suffix]] for name in wrong],
         "detector": str(YUNET) if YUNET.is_file() else None,
         "photograph": "photograph.png",
@@ -308,6 +311,10 @@ def test_two_crops_get_a_similarity_a_verdict_and_times(walk, exported):
     assert len(re.findall(r"alignment [\d.]+ ms, embedding [\d.]+ ms", walk["same"])) == 2
     crop = np.array(walk["crop"]).reshape(SIZE, SIZE, 4)
     np.testing.assert_array_equal(crop[..., :3], walk["crops"][0])
+
+
+def test_a_threshold_in_the_file_is_taken(walk):
+    assert walk["thresholdOfFile"] == "0.25"
 
 
 def test_a_photograph_without_a_detector_waits_for_its_points(walk):
