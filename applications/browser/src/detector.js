@@ -58,12 +58,8 @@ export class FaceDetector {
     const multiple = (side) => Math.ceil(side / 32) * 32;
     const width = this.fixedSize ? limit.width : multiple(small.width);
     const height = this.fixedSize ? limit.height : multiple(small.height);
-    const input = new ort.Tensor("float32", blueGreenRed(small, width, height), [
-      1,
-      3,
-      height,
-      width,
-    ]);
+    const shape = [1, 3, height, width];
+    const input = new ort.Tensor("float32", blueGreenRed(small, width, height), shape);
     const outputs = await this.session.run({ [this.session.inputNames[0]]: input });
     const faces = withoutDoubles(decode(outputs, width, height));
     for (const face of faces) {

@@ -113,22 +113,24 @@ async function compare() {
   }
   if (comparison !== comparisons) return;
   const cosine = similarity(...embeddings);
-  const text = element("threshold").value;
-  const threshold = text === "" ? NaN : Number(text);
-  const verdict = Number.isNaN(threshold)
-    ? "no verdict without a threshold"
-    : `${cosine >= threshold ? "same person" : "different persons"} at the threshold ${threshold}`;
-  const kind = Number.isNaN(threshold) ? "" : cosine >= threshold ? "same" : "different";
-  const times = photographs.map(({ times: { detection, alignment } }, index) => {
-    const parts = [`embedding ${milliseconds[index].toFixed(1)} ms`];
-    parts.unshift(`alignment ${alignment.toFixed(1)} ms`);
-    if (detection) parts.unshift(`detection ${detection.toFixed(0)} ms`);
-    return `${photographs[index].title}: ${parts.join(", ")}.`;
+  const [verdict, kind] = judge(cosine);
+  const times = photographs.map(({ title, times: { detection, alignment } }, index) => {
+    const found = detection ? `detection ${detection.toFixed(0)} ms, ` : "";
+    const aligned = `alignment ${alignment.toFixed(1)} ms, `;
+    return `${title}: ${found}${aligned}embedding ${milliseconds[index].toFixed(1)} ms.`;
   });
   showResult(`Similarity ${cosine.toFixed(3)}: ${verdict}.`, kind, times);
 }
 
-function showResult(verdict, kind = "", times = []) {
+function judge(cosine) {
+  const threshold = element("threshold").value;
+  if (threshold === "") return ["no verdict without a threshold", ""];
+  return cosine >= Number(threshold)
+    ? [`same person at the threshold ${threshold}`, "same"]
+    : [`different persons at the threshold ${threshold}`, "different"];
+}
+
+function showResult(text, kind = "", times = []) {
   const paragraph = (text, className) => {
     const made = document.createElement("p");
     made.textContent = text;
@@ -136,7 +138,7 @@ function showResult(verdict, kind = "", times = []) {
     return made;
   };
   element("result").replaceChildren(
-    paragraph(verdict, `verdict ${kind}`.trim()),
+    paragraph(text, `verdict ${kind}`.trim()),
     ...times.map((text) => paragraph(text, "times")),
   );
 }

@@ -36,7 +36,7 @@ export class FaceModel {
     this.name = metadata.model;
     this.size = metadata.input.shape[1];
     this.quantization = metadata.quantization;
-    this.threshold = metadata.threshold;
+    this.threshold = metadata.threshold; // undefined in a file that states none
     this.input = metadata.input;
     this.output = metadata.outputs[0].name;
     this.compiled = compiled;

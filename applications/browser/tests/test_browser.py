@@ -11,6 +11,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -59,6 +60,7 @@ def text_of(content: bytes) -> str:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> dict[str, Path]:
     """A tiny hybrid network in two files: floats in and throughout, and bytes in and int8."""
+    keras.utils.set_random_seed(0)
     model = kh.create_model(
         "facerec_small",
         classes=3,
@@ -280,10 +282,11 @@ def walk(exported, tmp_path_factory) -> dict:
     )
     try:
         driver.stdout.readline()
-    finally:
         server.shutdown()
         server.server_close()
-    _, errors = driver.communicate("gone\n", timeout=240)
+        _, errors = driver.communicate("gone\n", timeout=240)
+    finally:
+        driver.kill()
     assert driver.returncode == 0, errors
     answer = json.loads((files / "answer.json").read_text())
     return {"given": job, "crops": crops, "photograph": photograph, **answer}
