@@ -1,0 +1,186 @@
+// Drives the page in headless Chromium: node drive.js job.json answer.json.
+//
+// One browser, one walk through the page; what was seen goes into the answer, and test_browser.py
+// judges it. Lines "stop the server" and "gone" are exchanged with it over the standard streams.
+
+import { readFileSync, writeFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+const [jobFile, answerFile] = process.argv.slice(2);
+const job = JSON.parse(readFileSync(jobFile, "utf-8"));
+const answer = { requests: [], pageErrors: [] };
+const IMAGES = 'input[accept="image/*"]';
+
+const browser = await chromium.launch({
+  executablePath: job.chromium,
+  args: [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+  ],
+});
+try {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
+  context.on("request", (request) => answer.requests.push(request.url()));
+  const page = await context.newPage();
+  page.setDefaultTimeout(120_000);
+  page.on("pageerror", (error) => answer.pageErrors.push(error.message));
+
+  const text = (selector) => page.locator(selector).innerText();
+  const until = (selector, pattern) =>
+    page.waitForFunction(
+      ([selector, pattern]) => RegExp(pattern).test(document.querySelector(selector).textContent),
+      [selector, pattern],
+    );
+  const choose = async (index, file) => {
+    await page.locator(IMAGES).nth(index).setInputFiles(file);
+    await until(`section:nth-child(${index + 1}) > .note`, ".");
+  };
+  const crop = (index) =>
+    page
+      .locator(".crop")
+      .nth(index)
+      .evaluate((canvas) =>
+        Array.from(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data),
+      );
+
+  await page.goto(job.url);
+  await until("#offline", ".");
+  answer.offlineNote = await text("#offline");
+  answer.initially = await text("#result");
+
+  // Embeddings of the same crop, from each file.
+  answer.embeddings = await page.evaluate(
+    async ({ models, crop }) => {
+      const { FaceModel } = await import("./src/model.js");
+      const embeddings = {};
+      for (const name of models) {
+        const bytes = new Uint8Array(await (await fetch(name)).arrayBuffer());
+        const model = await FaceModel.load(bytes);
+        embeddings[name] = Array.from(await model.embed(Uint8Array.from(crop)));
+        model.delete();
+      }
+      return embeddings;
+    },
+    { models: job.models, crop: job.crop },
+  );
+
+  // What a stranger drops by mistake.
+  answer.refusals = {};
+  for (const [file, input] of job.wrong) {
+    await page.locator(input).setInputFiles(file);
+    await page.locator("#error").waitFor();
+    answer.refusals[file] = await text("#error");
+    await page.evaluate(() => (document.getElementById("error").hidden = true));
+  }
+
+  await page.locator("#model").setInputFiles(job.withThreshold);
+  await until("#model-note", "×");
+  answer.thresholdOfFile = await page.locator("#threshold").inputValue();
+  await page.locator("#threshold").fill("");
+  await page.locator("#model").setInputFiles([]);
+
+  // The whole way: a model, two aligned crops, a threshold.
+  await page.locator("#model").setInputFiles(job.model);
+  await until("#model-note", "×");
+  answer.modelNote = await text("#model-note");
+  await choose(0, job.crops[0]);
+  await choose(1, job.crops[1]);
+  await until("#result", "Similarity");
+  answer.withoutThreshold = await text("#result");
+  await page.locator("#threshold").focus();
+  await page.keyboard.type("-1");
+  await until("#result", "threshold -1");
+  answer.same = await text("#result");
+  await page.locator("#threshold").fill("1");
+  await until("#result", "threshold 1");
+  answer.different = await text("#result");
+  answer.crop = await crop(0);
+
+  // By keyboard alone: the order of the focus, and a point that is moved.
+  await page.locator("#model").focus();
+  answer.focus = [];
+  for (let step = 0; step < 17; step++) {
+    answer.focus.push(
+      await page.evaluate(() => {
+        const { activeElement: at } = document;
+        return at.ariaLabel ?? at.labels?.[0]?.innerText.split("\n")[0] ?? at.innerText;
+      }),
+    );
+    await page.keyboard.press("Tab");
+  }
+  await page.locator(".point").first().focus();
+  await page.keyboard.press("Shift+ArrowRight");
+  await page.keyboard.press("ArrowDown");
+  await page.waitForFunction(
+    (before) => document.getElementById("result").innerText !== before,
+    answer.different,
+  );
+  answer.landmarks = await page.evaluate(() =>
+    [...document.querySelectorAll(".stage")[0].querySelectorAll(".point")].map((point) => [
+      parseFloat(point.style.left),
+      parseFloat(point.style.top),
+    ]),
+  );
+  answer.movedCrop = await crop(0);
+
+  // A phone's screen.
+  await page.setViewportSize({ width: 390, height: 844 });
+  answer.phone = await page.evaluate(() => ({
+    width: document.documentElement.scrollWidth,
+    smallest: Math.min(
+      ...[...document.querySelectorAll("button, input")]
+        .map((control) => control.getBoundingClientRect())
+        .filter(({ width }) => width)
+        .flatMap(({ width, height }) => [width, height]),
+    ),
+  }));
+  await page.evaluate(readFileSync(fileURLToPath(import.meta.resolve("axe-core")), "utf-8"));
+  answer.violations = await page.evaluate(async () =>
+    (await window.axe.run()).violations.map(({ id, nodes }) => [id, nodes.map((n) => n.html)]),
+  );
+  await page.setViewportSize({ width: 1280, height: 900 });
+
+  // A photograph, without a detector and with it.
+  await choose(1, job.photographFile);
+  await until("#result", "missing");
+  answer.withoutDetector = await text("#result");
+  await page.locator(".aligned").nth(1).click();
+  await until("#result", "Similarity");
+  if (job.detector) {
+    await page.locator("#detector").setInputFiles(job.detector);
+    await until("#detector-note", "is ready");
+    answer.faces = await page.evaluate(async (url) => {
+      const { FaceDetector } = await import("./src/detector.js");
+      const read = async (url) => (await fetch(url)).arrayBuffer();
+      const detector = await FaceDetector.load(new Uint8Array(await read("detector.onnx")));
+      const bitmap = await createImageBitmap(new Blob([await read(url)]));
+      const drawing = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
+      drawing.drawImage(bitmap, 0, 0);
+      return detector.detect(drawing.getImageData(0, 0, bitmap.width, bitmap.height));
+    }, job.photograph);
+    await choose(0, job.photographFile);
+    await until("section:nth-child(1) > .note", "face|Face");
+    answer.detectionNote = await text("section:nth-child(1) > .note");
+  }
+
+  // Without the server: the page from the service worker's cache.
+  const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+  process.stdout.write("stop the server\n");
+  await lines.next();
+  await page.goto(`${job.url}?model=${job.models[0]}&threshold=1`);
+  await until("#model-note", "×");
+  await choose(0, job.crops[0]);
+  await choose(1, job.crops[1]);
+  await until("#result", "Similarity");
+  answer.withoutServer = await text("#result");
+} finally {
+  await browser.close();
+}
+writeFileSync(answerFile, JSON.stringify(answer));

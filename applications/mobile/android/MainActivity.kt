@@ -1,0 +1,19 @@
+// Not compiled here: see README.md.
+
+package com.example.keras_hybrid
+
+import android.app.Activity
+import android.graphics.BitmapFactory
+import android.os.Bundle
+import android.util.Log
+
+/** Prints the embedding of the aligned crop `crop.png` among the assets: `adb logcat -s FaceEmbedder`. */
+class MainActivity : Activity() {
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        val crop = assets.open("crop.png").use { BitmapFactory.decodeStream(it) }
+        FaceEmbedder(assets).use { embedder ->
+            Log.i("FaceEmbedder", embedder.embed(crop).joinToString())
+        }
+    }
+}
