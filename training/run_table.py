@@ -99,6 +99,10 @@ TABLES = {
                 "facerec_small",
                 {**_SPLIT, "model_arguments": {"convolutional_attention": False}},
             ),
+            # Needs --data-options landmarks=TABLE where the data's own table has no landmarks.
+            "kprpe_given_landmarks": _encoder_row(
+                "kprpe_vit_small", patch_size=8, depth=6, landmarks="given"
+            ),
         },
         published={"vit": 88.55, "cct": 98.00, "facerec": 20.36, "kprpe": 94.28},
     ),
