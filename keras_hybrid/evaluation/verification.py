@@ -399,7 +399,8 @@ def evaluate_pairs(
         if landmarks is None:
             raise ValueError(
                 f"Model {model.name!r} takes landmarks, and these pairs have none: "
-                "keras_hybrid.data.read_pairs takes a table of them as `landmarks`."
+                "keras_hybrid.data.read_pairs takes a table of them as `landmarks`, a command as "
+                "--pairs-landmarks."
             )
     names = list(dict.fromkeys([*pairs.left, *pairs.right]))
     batch_size = min(batch_size, len(names))
