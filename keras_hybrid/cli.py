@@ -751,6 +751,11 @@ def _evaluate(given: argparse.Namespace) -> None:
 
     model = _load_model(given.model)
     size = _image_size(model, given.model, may_take_landmarks=True)
+    for option in ("landmarks", "pairs_landmarks"):
+        if getattr(given, option) is not None and len(model.inputs) == 1:
+            raise ValueError(
+                f"{given.model} takes no landmarks: leave --{option.replace('_', '-')} out."
+            )
     results: dict[str, Any] = {
         "kind": KIND,
         "model": str(given.model),

@@ -710,6 +710,8 @@ def test_evaluate_gives_a_model_the_landmarks_of_a_table(capsys, folder, tmp_pat
     command = ("evaluate", tmp_path / "model.keras")
     assert "has no landmarks" in failure(capsys, *command, *data)
     assert "--pairs-landmarks" in failure(capsys, *command, *pairs)
+    plain = ("evaluate", folder / "model.keras")
+    assert "takes no landmarks: leave --landmarks out" in failure(capsys, *plain, *data, *given[0])
     assert "belongs to --pairs-images" in failure(capsys, *command, *data, *given[1], status=2)
 
 

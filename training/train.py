@@ -44,13 +44,14 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recip
         parser.error(str(error))
 
 
-def load_data(recipe: Recipe):
-    """Return (training images, test images).
+def open_data(recipe: Recipe):
+    """Return the ``ImageSource`` of the training images, and that of the test images.
 
-    Both are ``keras_hybrid.data.LoadedImages``; training images that are read lazily are an
-    ``ImageSource``.
+    Raises:
+        ValueError: If they do not fit the recipe.
     """
     from keras_hybrid import data
+    from keras_hybrid.data.loading import needed_landmarks
 
     options = dict(recipe.data_options)
     if "landmarks" in options and not recipe.takes_landmarks:
@@ -70,6 +71,20 @@ def load_data(recipe: Recipe):
     else:
         source = data.open_source(recipe.data, **options)
         train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
+    if recipe.takes_landmarks:
+        needed_landmarks(train)
+    return train, test
+
+
+def load_data(recipe: Recipe):
+    """Return (training images, test images).
+
+    Both are ``keras_hybrid.data.LoadedImages``; training images that are read lazily are an
+    ``ImageSource``.
+    """
+    from keras_hybrid import data
+
+    train, test = open_data(recipe)
     if recipe.reading == "memory":
         train = data.load_arrays(train, recipe.image_size, landmarks=recipe.takes_landmarks)
     return train, data.load_arrays(test, recipe.image_size, landmarks=recipe.takes_landmarks)

@@ -277,6 +277,7 @@ def face_augmentation(
     ```
 
     The call is thread-safe and stateless; ``seed`` fixes it completely, on every backend alike.
+    With ``landmarks=`` it moves these with the pixels; see :meth:`FaceAugmentation.__call__`.
 
     Args:
         flip: Mirror half of the images.

@@ -86,12 +86,7 @@ def load_arrays(
             none, or an argument is out of range.
     """
     height, width = size_pair(image_size)
-    if landmarks and source.landmarks is None:
-        raise ValueError(
-            f"{source!r} has no landmarks: a .csv needs columns x0, y0 … x4, y4, or the option "
-            "`landmarks` with another table that has them."
-        )
-    needed = source.landmarks if landmarks else None
+    needed = needed_landmarks(source) if landmarks else None
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"`workers` must be a positive integer, got {workers!r}.")
     content = f"{_CACHE_FORMAT}\n{source.fingerprint()}\n{height}x{width}"
@@ -146,6 +141,21 @@ def load_arrays(
     if cache is not None:
         _write_cache(Path(cache), fingerprint, loaded)
     return loaded
+
+
+def needed_landmarks(source: ImageSource) -> np.ndarray:
+    """The source's landmarks.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if source.landmarks is None:
+        raise ValueError(
+            f"{source!r} has no landmarks: a .csv needs columns x0, y0 … x4, y4, or the option "
+            "`landmarks` with another table that has them (keras-hybrid evaluate: --landmarks "
+            "TABLE; training: --data-options landmarks=TABLE)."
+        )
+    return source.landmarks
 
 
 def _read_image(source: ImageSource, index: int, landmarks: np.ndarray | None) -> np.ndarray:
