@@ -20,6 +20,7 @@ __all__ = [
     "LANDMARK_COLUMNS",
     "MIRRORED_ORDER",
     "check_landmarks",
+    "check_order",
     "landmark_problem",
     "mirror_landmarks",
     "normalize_landmarks",
@@ -143,6 +144,22 @@ def landmark_problem(landmarks: np.ndarray, image_size: tuple[int, int]) -> str 
             f"its {width}×{height} pixels"
         )
     return None
+
+
+def check_order(landmarks: np.ndarray, owner: str) -> None:
+    """Check that landmarks (n, 5, 2) begin with the eye on the image's left, not the person's.
+
+    Raises:
+        ValueError: If most are those of a mirrored face; ``owner`` is whose they are.
+    """
+    across = landmarks[:, 1] - landmarks[:, 0]
+    down = landmarks[:, 3:].sum(1) - landmarks[:, :2].sum(1)
+    is_mirrored = across[:, 0] * down[:, 1] < across[:, 1] * down[:, 0]
+    if is_mirrored.sum() > len(landmarks) / 2:
+        raise ValueError(
+            f"Most landmarks of {owner} are those of a mirrored face: they must be image-left eye, "
+            "image-right eye, nose, image-left and image-right mouth corner."
+        )
 
 
 def check_landmarks(

@@ -20,6 +20,7 @@ import numpy as np
 from keras_hybrid.data.files import UnreadableImageError, resize_image, size_pair, some
 from keras_hybrid.data.landmarks import (
     check_landmarks,
+    check_order,
     landmark_problem,
     normalize_landmarks,
     resize_landmarks,
@@ -83,7 +84,7 @@ def load_arrays(
 
     Raises:
         ValueError: If no image of a class could be read, landmarks are needed and the source has
-            none, or an argument is out of range.
+            none or those of mirrored faces, or an argument is out of range.
     """
     height, width = size_pair(image_size)
     needed = needed_landmarks(source) if landmarks else None
@@ -147,7 +148,7 @@ def needed_landmarks(source: ImageSource) -> np.ndarray:
     """The source's landmarks.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it has none, or most are those of a mirrored face.
     """
     if source.landmarks is None:
         raise ValueError(
@@ -155,6 +156,7 @@ def needed_landmarks(source: ImageSource) -> np.ndarray:
             "`landmarks` with another table that has them (keras-hybrid evaluate: --landmarks "
             "TABLE; training: --data-options landmarks=TABLE)."
         )
+    check_order(source.landmarks, repr(source))
     return source.landmarks
 
 

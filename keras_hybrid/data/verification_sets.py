@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_hybrid.data.bin_pairs import read_bin
 from keras_hybrid.data.files import is_image, read_text
-from keras_hybrid.data.landmarks import read_landmarks
+from keras_hybrid.data.landmarks import check_order, read_landmarks
 from keras_hybrid.data.pairs import ImageFinder, PairList, read_lfw_pairs
 
 __all__ = [
@@ -237,11 +237,12 @@ def read_pairs(
 
     Raises:
         ValueError: If the file is of none of these forms, or an image is missing or ambiguous, or
-            has no landmarks.
+            has no landmarks, or most of these are those of a mirrored face.
     """
     if landmarks is not None:
         found = read_pairs(pairs, images, folds=folds)
         points = read_landmarks(landmarks, found.names)
+        check_order(points, str(landmarks))
         return dataclasses.replace(found, landmarks=dict(zip(found.names, points, strict=True)))
     if Path(pairs).suffix.lower() == ".bin":
         if images is not None:

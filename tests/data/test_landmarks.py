@@ -209,6 +209,9 @@ def test_landmarks_that_cannot_be_their_images_are_refused():
         Batches(images, labels, landmarks=points, augment=image_augmentation(48))
     with pytest.raises(ValueError, match="`landmarks` must be numbers"):
         face_augmentation()(images, landmarks=points[:, :, :1])
+    source = source_of(4, 2, faces(4)[:, [1, 0, 2, 4, 3]])  # the person's left first
+    with pytest.raises(ValueError, match=r"Most landmarks of .* are those of a mirrored face"):
+        load_arrays(source, 48, landmarks=True)
     with pytest.raises(ValueError, match=r"ArraySource\(.*has no landmarks: a \.csv needs"):
         load_arrays(ArraySource(images, labels), 48, landmarks=True)
 
