@@ -246,6 +246,12 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--images", metavar="ZIP", help="for a .csv: the folder or .zip of its files"
     )
+    group.add_argument(
+        "--landmarks",
+        metavar="CSV",
+        help="for a .csv and a model that takes landmarks: the table that has them, if it is "
+        "another one",
+    )
     group.add_argument("--split", help="the part of the data to use, such as `test`")
     group.add_argument(
         "--test-fraction",
@@ -264,6 +270,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--pairs-images", metavar="lfw.zip", help="the folder or .zip of a list's images"
+    )
+    group.add_argument(
+        "--pairs-landmarks",
+        metavar="CSV",
+        help="for a model that takes landmarks: a table of those of a list's images",
     )
     group.add_argument(
         "--threshold",
@@ -335,9 +346,11 @@ def _check_evaluate(given: argparse.Namespace) -> None:
         )
     for option, owner in (
         ("images", "data"),
+        ("landmarks", "data"),
         ("split", "data"),
         ("test_fraction", "data"),
         ("seed", "test_fraction"),
+        ("pairs_landmarks", "pairs_images"),
         ("threshold", "pairs"),
     ):
         if getattr(given, option) is not None and getattr(given, owner) is None:
@@ -737,7 +750,12 @@ def _evaluate(given: argparse.Namespace) -> None:
     from keras_hybrid import evaluation
 
     model = _load_model(given.model)
-    size = _image_size(model, given.model)
+    size = _image_size(model, given.model, may_take_landmarks=True)
+    for option in ("landmarks", "pairs_landmarks"):
+        if getattr(given, option) is not None and len(model.inputs) == 1:
+            raise ValueError(
+                f"{given.model} takes no landmarks: leave --{option.replace('_', '-')} out."
+            )
     results: dict[str, Any] = {
         "kind": KIND,
         "model": str(given.model),
@@ -751,7 +769,7 @@ def _evaluate(given: argparse.Namespace) -> None:
         from keras_hybrid import data
 
         _check_embedding(model, given.model)
-        pairs = data.read_pairs(given.pairs, given.pairs_images)
+        pairs = data.read_pairs(given.pairs, given.pairs_images, landmarks=given.pairs_landmarks)
     if given.data is not None:
         results["classification"] = _identification(given, model, size)
     verified = None
@@ -784,7 +802,8 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
             f"{given.model} does not put out one score for each class, which --data needs; its "
             f"outputs are {[tuple(tensor.shape) for tensor in model.outputs]}."
         )
-    source = _open_source(given.data, size, split=given.split, images=given.images)
+    table = {} if given.landmarks is None else {"landmarks": given.landmarks}
+    source = _open_source(given.data, size, split=given.split, images=given.images, **table)
     if len(source.class_names) != shape[1]:
         raise ValueError(
             f"{given.data} has {len(source.class_names)} classes, {given.model} {shape[1]}: "
@@ -792,7 +811,8 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
         )
     if given.test_fraction is not None:
         source = data.split_source(source, given.test_fraction, given.seed or 0)[1]
-    test = data.load_arrays(source, size)
+    takes_landmarks = len(model.inputs) > 1
+    test = data.load_arrays(source, size, landmarks=takes_landmarks)
     result = evaluation.evaluate_classifier(
         model,
         test.images,
@@ -800,6 +820,7 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
         flip=given.flip,
         batch_size=given.batch_size,
         class_names=test.class_names,
+        landmarks=test.landmarks if takes_landmarks else None,
     )
     confused = result.most_confused(10)
     print(f"Identification on {given.data}\n{_indented(result)}")
@@ -864,9 +885,13 @@ def _load_model(path: Path):
         raise ValueError(f"{path} cannot be loaded: {reason.strip()}") from error
 
 
-def _image_size(model, path: Path) -> tuple[int, int]:
+def _image_size(model, path: Path, may_take_landmarks: bool = False) -> tuple[int, int]:
     """Return (height, width) of the photographs that a model takes."""
+    from keras_hybrid.evaluation.inference import model_takes_landmarks
+
     shapes = [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
+    if may_take_landmarks and model_takes_landmarks(model) and shapes[1:] == [(None, 5, 2)]:
+        shapes = shapes[:1]
     if len(shapes) != 1 or len(shapes[0]) != 4 or None in shapes[0][1:] or shapes[0][3] != 3:
         raise ValueError(
             f"{path} takes inputs of the shapes {shapes}; one of RGB images of a fixed size "

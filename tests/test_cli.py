@@ -16,7 +16,7 @@ import pytest
 import keras_hybrid as kh
 from keras_hybrid import export
 from keras_hybrid.cli import main
-from tests.cases import predict
+from tests.cases import SMALL, predict
 from tests.convert.test_loading import checkpoint_of
 from tests.data.test_recordio import image_record, write
 
@@ -672,6 +672,47 @@ def test_evaluate_does_not_overwrite_a_trainings_results(capsys, folder, tmp_pat
     )
     assert "give --out another folder" in message
     assert (tmp_path / "results.json").read_text() == '{"top1": 0.9}'
+
+
+def test_evaluate_gives_a_model_the_landmarks_of_a_table(capsys, folder, tmp_path):
+    small = {k: v for k, v in SMALL["kprpe_*"].items() if k != "input_shape"}
+    model = spread(
+        kh.applications.KPRPE(
+            input_shape=(SIZE, SIZE, 3), **small, landmarks="given", classes=PEOPLE
+        )
+    )
+    model.save(tmp_path / "model.keras")
+    names = sorted(path.relative_to(folder / "faces") for path in (folder / "faces").rglob("*.png"))
+    points = kh.data.face_template(48) + np.random.default_rng(0).normal(size=(len(names), 5, 2))
+    columns = [f"{axis}{point}" for point in range(5) for axis in "xy"]
+    rows = [["file", *columns]] + [[n, *p.ravel()] for n, p in zip(names, points, strict=True)]
+    landmarks, table = tmp_path / "landmarks.csv", tmp_path / "faces.csv"
+    landmarks.write_text("\n".join(",".join(map(str, row)) for row in rows))
+    table.write_text("\n".join(["file,label", *(f"{n},{n.parent}" for n in names)]))
+    data = ("--data", table, "--images", folder / "faces")
+    pairs = ("--pairs", folder / "pairs.txt", "--pairs-images", folder / "faces")
+    given = ("--landmarks", landmarks), ("--pairs-landmarks", landmarks)
+    status, _, err = run(
+        capsys, "evaluate", tmp_path / "model.keras", *data, *given[0], *pairs, *given[1],
+        "--flip", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    source = kh.data.open_source(table, images=folder / "faces", landmarks=landmarks)
+    loaded = kh.data.load_arrays(source, SIZE)
+    expected = kh.evaluation.evaluate_classifier(
+        model, loaded.images, loaded.labels, flip=True, landmarks=loaded.landmarks
+    )
+    assert results["classification"]["f1_macro"] == pytest.approx(expected.f1_macro)
+    read = kh.data.read_pairs(folder / "pairs.txt", folder / "faces", landmarks=landmarks)
+    verified = kh.evaluation.evaluate_pairs(model, read, flip=True)
+    assert results["verification"]["auc"] == pytest.approx(verified.auc)
+    command = ("evaluate", tmp_path / "model.keras")
+    assert "has no landmarks" in failure(capsys, *command, *data)
+    assert "--pairs-landmarks" in failure(capsys, *command, *pairs)
+    plain = ("evaluate", folder / "model.keras")
+    assert "takes no landmarks: leave --landmarks out" in failure(capsys, *plain, *data, *given[0])
+    assert "belongs to --pairs-images" in failure(capsys, *command, *data, *given[1], status=2)
 
 
 def test_evaluate_needs_the_classes_of_the_model(capsys, folder):

@@ -27,7 +27,8 @@ class Recipe:
 
     Attributes:
         model: A name of ``keras_hybrid.list_models()``.
-        model_arguments: Further keywords of its builder.
+        model_arguments: Further keywords of its builder. KP-RPE with ``landmarks="given"`` takes
+            the landmarks of the data.
         data: Training images: a folder, .zip, .csv, .npz, .rec, ``tfds:NAME`` or
             ``synthetic:IDENTITIESxIMAGES`` (``keras_hybrid.data.open_source``).
         images: For a .csv: the folder or .zip its files are relative to.
@@ -79,6 +80,8 @@ class Recipe:
         pairs: Optional images for the closing verification: a list of pairs as LFW's, a ``.bin``
             of InsightFace, or ``synthetic:IDENTITIESxIMAGES`` for people that are not in ``data``.
         pairs_images: For a list of pairs: the folder or .zip of its images.
+        pairs_landmarks: For a list of pairs: a table of its images' landmarks
+            (``keras_hybrid.data.read_landmarks``), if the model takes them.
         pairs_every: Epochs between verifications of the pairs during training, whose accuracy, its
             deviation, area under the ROC and XNorm join the logs; 0: only at the end.
         export: Formats to write at the end, joined by "+": "litert", "int8", "saved_model", "onnx";
@@ -124,6 +127,7 @@ class Recipe:
     workers: int = 1
     pairs: str | None = None
     pairs_images: str | None = None
+    pairs_landmarks: str | None = None
     pairs_every: int = 0
     export: str = "none"
 
@@ -198,6 +202,37 @@ class Recipe:
             raise ValueError(
                 "A list of pairs and pairs_images belong together; got "
                 f"pairs={self.pairs!r}, pairs_images={self.pairs_images!r}."
+            )
+        if self.pairs_landmarks is not None and self.pairs_images is None:
+            raise ValueError(
+                "pairs_landmarks belongs to a list of pairs with pairs_images; got "
+                f"pairs={self.pairs!r}, pairs_landmarks={self.pairs_landmarks!r}."
+            )
+        if self.takes_landmarks:
+            self._check_landmarks()
+
+    @property
+    def takes_landmarks(self) -> bool:
+        """Whether the model has landmarks as its second input."""
+        return self.model_arguments.get("landmarks") == "given"
+
+    def _check_landmarks(self) -> None:
+        """Raise ValueError where something does not go with a model that takes landmarks."""
+        model = "a model with landmarks='given'"
+        if self.augment == "images":
+            raise ValueError(
+                f"augment='images' does not move landmarks with the pixels, which {model} needs: "
+                "augment must be 'faces' or 'none'."
+            )
+        if self.export != "none":
+            raise ValueError(
+                f"export must be 'none' for {model}: files are written of models with one input; "
+                f"got {self.export!r}."
+            )
+        if self.pairs is not None and self.pairs_landmarks is None:
+            raise ValueError(
+                f"pairs need pairs_landmarks, a table of their images' landmarks, for {model}, "
+                f"hence a list of pairs with pairs_images; got pairs={self.pairs!r}."
             )
 
 

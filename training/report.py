@@ -42,12 +42,12 @@ def finish(
 
     figures, tables = {}, {}
     kind = "Classes" if recipe.loss == "cross_entropy" else "Identities"
-    plain = evaluation.evaluate_classifier(
-        model, test.images, test.labels, class_names=test.class_names
-    )
-    flipped = evaluation.evaluate_classifier(
-        model, test.images, test.labels, class_names=test.class_names, flip=True
-    )
+    given = {
+        "class_names": test.class_names,
+        "landmarks": test.landmarks if recipe.takes_landmarks else None,
+    }
+    plain = evaluation.evaluate_classifier(model, test.images, test.labels, **given)
+    flipped = evaluation.evaluate_classifier(model, test.images, test.labels, flip=True, **given)
     last = history[-1] if history else {}
     results = {
         "model": recipe.model,

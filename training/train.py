@@ -44,15 +44,18 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recip
         parser.error(str(error))
 
 
-def load_data(recipe: Recipe):
-    """Return (training images, test images).
+def open_data(recipe: Recipe):
+    """Return the ``ImageSource`` of the training images, and that of the test images.
 
-    Both are ``keras_hybrid.data.LoadedImages``; training images that are read lazily are an
-    ``ImageSource``.
+    Raises:
+        ValueError: If they do not fit the recipe.
     """
     from keras_hybrid import data
+    from keras_hybrid.data.loading import needed_landmarks
 
     options = dict(recipe.data_options)
+    if "landmarks" in options and not recipe.takes_landmarks:
+        LOG.warning("%s takes no landmarks: those of the data are not used.", recipe.model)
     if recipe.data.startswith("synthetic:"):
         options["image_size"] = recipe.image_size
     if recipe.images is not None:
@@ -68,9 +71,23 @@ def load_data(recipe: Recipe):
     else:
         source = data.open_source(recipe.data, **options)
         train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
+    if recipe.takes_landmarks:
+        needed_landmarks(train)
+    return train, test
+
+
+def load_data(recipe: Recipe):
+    """Return (training images, test images).
+
+    Both are ``keras_hybrid.data.LoadedImages``; training images that are read lazily are an
+    ``ImageSource``.
+    """
+    from keras_hybrid import data
+
+    train, test = open_data(recipe)
     if recipe.reading == "memory":
-        train = data.load_arrays(train, recipe.image_size)
-    return train, data.load_arrays(test, recipe.image_size)
+        train = data.load_arrays(train, recipe.image_size, landmarks=recipe.takes_landmarks)
+    return train, data.load_arrays(test, recipe.image_size, landmarks=recipe.takes_landmarks)
 
 
 def load_pairs(recipe: Recipe):
@@ -85,7 +102,7 @@ def load_pairs(recipe: Recipe):
             recipe.pairs, image_size=recipe.image_size, first_identity=known
         )
         return data.make_pairs(strangers, seed=recipe.seed)
-    return data.read_pairs(recipe.pairs, recipe.pairs_images)
+    return data.read_pairs(recipe.pairs, recipe.pairs_images, landmarks=recipe.pairs_landmarks)
 
 
 def build_loss(recipe: Recipe):
@@ -229,6 +246,7 @@ def build_batches(recipe: Recipe, train):
         drop_remainder=True,
         image_size=recipe.image_size if is_lazy else None,
         workers=recipe.workers,
+        landmarks=train.landmarks if recipe.takes_landmarks else None,
     )
 
 
@@ -236,14 +254,17 @@ class _OneHot:
     """An augmentation of images alone, with labels as distributions."""
 
     takes_labels = True
+    moves_landmarks = True
 
     def __init__(self, augment, classes: int):
         self.augment = augment
         self.classes = classes
 
-    def __call__(self, images, labels, seed):
+    def __call__(self, images, labels, seed, **landmarks):
         if self.augment is not None:
-            images = self.augment(images, seed=seed)
+            images = self.augment(images, seed=seed, **landmarks)
+        elif landmarks:
+            images = images, landmarks["landmarks"]
         return images, _one_hot(labels, self.classes)
 
 
@@ -272,6 +293,7 @@ def fit(
     """
     import keras
 
+    from keras_hybrid import data
     from training.checkpoint import (
         Checkpoint,
         StopAtNaN,
@@ -305,7 +327,11 @@ def fit(
     labels = test.labels
     if recipe.loss == "cross_entropy":
         labels = _one_hot(labels, classes)
-    validation = (test.images, labels)
+    images = test.images
+    if recipe.takes_landmarks:
+        points = data.normalize_landmarks(test.landmarks, images.shape[1:3])
+        images = {"image": images, "landmarks": points}
+    validation = (images, labels)
     # An epoch that was broken off is finished by a fit of its own: Keras counts steps once a fit.
     stops = [batches.epoch + 1, recipe.epochs] if batches.start_batch else [recipe.epochs]
     for stop in stops:

@@ -16,7 +16,8 @@ model. ``landmarks`` is
   five points faces are aligned to. Its output is the layer ``landmarks``, (batch, 5, 2), which may
   be trained on annotated points first and frozen then. It adds 0.1 % to the model's cost.
 - ``"given"``: a second input named ``landmarks``. This is the authors' model, and takes their
-  checkpoints; export, which is for models of one input, does not take it.
+  checkpoints; ``data.Batches`` and ``evaluation`` hand it the landmarks of the data. Export, which
+  is for models of one input, does not take it.
 - a Keras tensor: the output of the reader's own aligner.
 - ``None``: the plain ViT. With any landmarks the model starts as that one too, since the linear
   layer starts at zero.
@@ -365,7 +366,8 @@ def KPRPE(
         landmarks: ``"learned"``: predicted from the image. ``"given"``: the second input
             ``landmarks`` of shape (batch, 5, 2). A Keras tensor of that shape. Or ``None``: the
             plain ViT. Five points (x, y) in the order eyes, nose, mouth corners, image-left first,
-            in [0, 1]: pixels over the image's width and height.
+            in [0, 1] from the image's upper left to its lower right corner:
+            ``keras_hybrid.data.normalize_landmarks`` of pixels.
         landmark_channels: Channels of each halving convolution of the head that learns them.
         share_heads: Whether all heads of a block add the same logits.
         share_blocks: Whether all blocks add the same logits.

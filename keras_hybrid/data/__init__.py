@@ -17,6 +17,7 @@ from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
 from keras_hybrid.data.bin_pairs import read_bin
 from keras_hybrid.data.files import UnreadableImageError
+from keras_hybrid.data.landmarks import normalize_landmarks, read_landmarks
 from keras_hybrid.data.layer_augmentation import LayerAugmentation, image_augmentation
 from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
 from keras_hybrid.data.opening import open_source
@@ -64,8 +65,10 @@ __all__ = [
     "list_verification_sets",
     "load_arrays",
     "make_pairs",
+    "normalize_landmarks",
     "open_source",
     "read_bin",
+    "read_landmarks",
     "read_lfw_pairs",
     "read_pairs",
     "read_verification_set",

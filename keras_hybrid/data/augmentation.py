@@ -26,6 +26,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_hybrid.data.landmarks import MIRRORED_ORDER, check_landmarks
+
 __all__ = ["FaceAugmentation", "face_augmentation"]
 
 _SUBPIXELS = 64  # bilinear weights are multiples of 1/64
@@ -59,6 +61,8 @@ class FaceAugmentation:
     erasing: float = 0.3
     seed: int | None = None
 
+    moves_landmarks = True
+
     def __post_init__(self):
         for name, limit in (
             ("shift", 1),
@@ -71,7 +75,12 @@ class FaceAugmentation:
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"`{name}` must lie in [0, {limit}], got {getattr(self, name)!r}.")
 
-    def __call__(self, images: np.ndarray, seed: int | Sequence[int] = 0) -> np.ndarray:
+    def __call__(
+        self,
+        images: np.ndarray,
+        seed: int | Sequence[int] = 0,
+        landmarks: np.ndarray | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Augment a batch.
 
         Args:
@@ -79,12 +88,16 @@ class FaceAugmentation:
                 whole numbers.
             seed: Non-negative integer or several, fixing every draw: same seed and same shape,
                 same result.
+            landmarks: (batch, 5, 2) in pixels (:mod:`keras_hybrid.data.landmarks`), or None.
 
         Returns:
-            float32 (batch, height, width, 3) in [0, 255].
+            float32 (batch, height, width, 3) in [0, 255]. With landmarks, which change nothing in
+            the pictures: these and float32 (batch, 5, 2), where the pictures now show them. In a
+            mirrored picture the left eye and mouth corner are those that were the right ones.
 
         Raises:
-            ValueError: If the images are not a batch of RGB images or a seed is negative.
+            ValueError: If the images are not a batch of RGB images, a seed is negative, or the
+                landmarks are not five points for each image.
         """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3:
@@ -111,7 +124,21 @@ class FaceAugmentation:
             self._recolour(planes, draws[rows, 5:9])
             output[rows] = planes.transpose(0, 2, 3, 1)
         self._erase(output, draws[:, 9:13], generator)
-        return output
+        if landmarks is None:
+            return output
+        landmarks = check_landmarks(landmarks, len(images))
+        return output, self._move(landmarks, draws[:, :5], *images.shape[1:3])
+
+    def _move(
+        self, landmarks: np.ndarray, draws: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        """Where the warped pictures show the landmarks (n, 5, 2): the way back of the pixels."""
+        matrices = self._matrices(draws, height, width)
+        back = np.linalg.inv(matrices[:, :, :2])
+        moved = np.einsum("nij,npj->npi", back, landmarks - matrices[:, None, :, 2])
+        is_mirrored = np.linalg.det(back) < 0
+        moved[is_mirrored] = moved[is_mirrored][:, MIRRORED_ORDER]
+        return moved.astype(np.float32)
 
     def _matrices(self, draws: np.ndarray, height: int, width: int) -> np.ndarray:
         """Affine maps (n, 2, 3) from output pixel (x, y, 1) to input pixel (x, y)."""
@@ -250,6 +277,7 @@ def face_augmentation(
     ```
 
     The call is thread-safe and stateless; ``seed`` fixes it completely, on every backend alike.
+    With ``landmarks=`` it moves these with the pixels; see :meth:`FaceAugmentation.__call__`.
 
     Args:
         flip: Mirror half of the images.

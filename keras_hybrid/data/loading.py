@@ -12,11 +12,19 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_hybrid.data.files import UnreadableImageError, resize_image, size_pair, some
+from keras_hybrid.data.landmarks import (
+    check_landmarks,
+    check_order,
+    landmark_problem,
+    normalize_landmarks,
+    resize_landmarks,
+)
 from keras_hybrid.data.sources import ImageSource
 
 __all__ = ["Batches", "LoadedImages", "load_arrays"]
@@ -54,8 +62,9 @@ def load_arrays(
     image_size: int | tuple[int, int],
     cache: str | os.PathLike | None = None,
     workers: int = 1,
+    landmarks: bool = False,
 ) -> LoadedImages:
-    """Decode and resize every image of a source once.
+    """Decode and resize every image of a source once; its landmarks, if it has any, move along.
 
     Unreadable images are left out; each is reported with its path, then their number.
 
@@ -67,19 +76,23 @@ def load_arrays(
             as the source's names, labels and files and ``image_size`` are the same, rebuilt
             otherwise, and replaced in one step, so that an interrupted run leaves no half a file.
         workers: Decoding threads.
+        landmarks: Whether landmarks are needed: an image whose own are not finite or lie far
+            outside of it is then left out like an unreadable one.
 
     Returns:
         The images.
 
     Raises:
-        ValueError: If no image of a class could be read, or an argument is out of range.
+        ValueError: If no image of a class could be read, landmarks are needed and the source has
+            none or those of mirrored faces, or an argument is out of range.
     """
     height, width = size_pair(image_size)
+    needed = needed_landmarks(source) if landmarks else None
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"`workers` must be a positive integer, got {workers!r}.")
-    fingerprint = hashlib.sha256(
-        f"{_CACHE_FORMAT}\n{source.fingerprint()}\n{height}x{width}".encode()
-    ).hexdigest()
+    content = f"{_CACHE_FORMAT}\n{source.fingerprint()}\n{height}x{width}"
+    content += "\nlandmarks" if landmarks else ""
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
     if cache is not None:
         loaded = _read_cache(Path(cache), fingerprint, source)
         if loaded is not None:
@@ -90,7 +103,7 @@ def load_arrays(
 
     def decode(index: int) -> tuple[str, str] | None:
         try:
-            image = source.read(index)
+            image = _read_image(source, index, needed)
         except UnreadableImageError as error:
             return error.path, error.reason
         zoom[index] = width / image.shape[1], height / image.shape[0]
@@ -115,20 +128,46 @@ def load_arrays(
             f"No image of {len(names)} classes could be read: {some(names)}. "
             f"The first failure: {skipped[0][0]}: {skipped[0][1]}."
         )
-    landmarks = None
+    moved = None
     if source.landmarks is not None:
-        landmarks = (source.landmarks * zoom[:, None, :])[kept]
+        moved = resize_landmarks(source.landmarks, zoom)[kept]
     loaded = LoadedImages(
         images if not skipped else images[kept],
         source.labels[kept],
         list(source.class_names),
         skipped,
         kept,
-        landmarks,
+        moved,
     )
     if cache is not None:
         _write_cache(Path(cache), fingerprint, loaded)
     return loaded
+
+
+def needed_landmarks(source: ImageSource) -> np.ndarray:
+    """The source's landmarks.
+
+    Raises:
+        ValueError: If it has none, or most are those of a mirrored face.
+    """
+    if source.landmarks is None:
+        raise ValueError(
+            f"{source!r} has no landmarks: a .csv needs columns x0, y0 … x4, y4, or the option "
+            "`landmarks` with another table that has them (keras-hybrid evaluate: --landmarks "
+            "TABLE; training: --data-options landmarks=TABLE)."
+        )
+    check_order(source.landmarks, repr(source))
+    return source.landmarks
+
+
+def _read_image(source: ImageSource, index: int, landmarks: np.ndarray | None) -> np.ndarray:
+    """An image, which is unreadable also where landmarks are given that cannot be its own."""
+    image = source.read(index)
+    if landmarks is not None:
+        problem = landmark_problem(landmarks[index], image.shape[:2])
+        if problem:
+            raise UnreadableImageError(source.paths[index], problem)
+    return image
 
 
 def _report_skipped(count: int, total: int) -> None:
@@ -222,7 +261,8 @@ class Batches(keras.utils.PyDataset):
         seed: Seed of order and augmentation.
         augment: ``augment(images, seed=(…))``, such as :func:`face_augmentation`; or, where it has
             a true ``takes_labels``, ``augment(images, labels, seed=(…))``, which returns both, such
-            as :func:`image_augmentation`; or None.
+            as :func:`image_augmentation`; or None. Landmarks need a true ``moves_landmarks``: it
+            gets the keyword ``landmarks``, too, and returns (images, landmarks) for the images.
         epoch: Epoch to begin with.
         start_batch: Batch of that epoch to begin with.
         drop_remainder: Whether a last, smaller batch is left out.
@@ -233,6 +273,10 @@ class Batches(keras.utils.PyDataset):
         max_queue_size: Largest number of batches read ahead.
         use_multiprocessing: Must be False: threads suffice, since decoding and numpy release the
             interpreter's lock.
+        landmarks: (n, 5, 2) in pixels of ``images`` as they are given (of a source: its own
+            ``landmarks``), for a model with a second input ``landmarks``. Batches are then
+            ``({"image": …, "landmarks": …}, labels)``. An image of a source whose landmarks are not
+            finite or lie far outside of it counts as unreadable.
 
     Attributes:
         skipped: (name, reason) of the unreadable images met so far.
@@ -257,6 +301,7 @@ class Batches(keras.utils.PyDataset):
         workers: int = 0,
         max_queue_size: int = 8,
         use_multiprocessing: bool = False,
+        landmarks: np.ndarray | None = None,
     ):
         super().__init__(workers=1, use_multiprocessing=False, max_queue_size=max_queue_size)
         if use_multiprocessing:
@@ -288,7 +333,16 @@ class Batches(keras.utils.PyDataset):
                 f"`labels` must be whole numbers of shape ({len(images)},), "
                 f"got {labels.dtype} of shape {labels.shape}."
             )
+        if landmarks is not None:
+            size = None if self._is_lazy else images.shape[1:3]
+            landmarks = check_landmarks(landmarks, len(images), size)
+            if augment is not None and not getattr(augment, "moves_landmarks", False):
+                raise ValueError(
+                    f"`augment`={augment!r} does not move landmarks with the pixels; "
+                    "face_augmentation() does."
+                )
         self.images = images
+        self.landmarks = landmarks
         self.labels = labels.astype(np.int32)
         self.batch_size = int(batch_size)
         self.shuffle = shuffle
@@ -410,7 +464,7 @@ class Batches(keras.utils.PyDataset):
         """Batches left in the epoch."""
         return self.batches_per_epoch - self._start_batch
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
         """A batch of the epoch.
 
         Args:
@@ -419,7 +473,9 @@ class Batches(keras.utils.PyDataset):
         Returns:
             ``(images, labels)``: what ``augment`` returns (float32 in [0, 255] for
             :func:`face_augmentation`), or the images as stored (uint8) without; int32 (batch,), or
-            what ``augment`` makes of them.
+            what ``augment`` makes of them. With ``landmarks`` the images are the value ``"image"``
+            of a dictionary; its value ``"landmarks"``, float32 (batch, 5, 2), are those that
+            :func:`normalize_landmarks` gives.
         """
         with self._lock:
             epoch, batch = self._epoch, self._start_batch + index
@@ -436,16 +492,27 @@ class Batches(keras.utils.PyDataset):
                         self._futures[epoch, other] = self._pool.submit(self._make, epoch, other)
         return self._make(epoch, batch) if future is None else future.result()
 
-    def _make(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _make(self, epoch: int, batch: int) -> tuple[Any, np.ndarray]:
         """Batch ``batch`` of epoch ``epoch``, a pure function of both."""
         rows = self._permutation(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
-        images = self._read(rows) if self._is_lazy else self.images[rows]
         labels, seed = self.labels[rows], (self.seed, epoch, batch)
-        if self.augment is None:
+        if self._is_lazy:
+            images, landmarks = self._read(rows)
+        else:
+            images = self.images[rows]
+            landmarks = None if self.landmarks is None else self.landmarks[rows]
+        if self.augment is not None:
+            given = {} if landmarks is None else {"landmarks": landmarks}
+            if getattr(self.augment, "takes_labels", False):
+                images, labels = self.augment(images, labels, seed=seed, **given)
+            else:
+                images = self.augment(images, seed=seed, **given)
+            if landmarks is not None:
+                images, landmarks = images
+        if landmarks is None:
             return images, labels
-        if getattr(self.augment, "takes_labels", False):
-            return self.augment(images, labels, seed=seed)
-        return self.augment(images, seed=seed), labels
+        points = normalize_landmarks(landmarks, images.shape[1:3])
+        return {"image": images, "landmarks": points}, labels
 
     def _permutation(self, epoch: int) -> np.ndarray:
         """The order of an epoch; the latest one is kept."""
@@ -458,26 +525,28 @@ class Batches(keras.utils.PyDataset):
             self._order = kept
         return kept[1]
 
-    def _read(self, rows: np.ndarray) -> np.ndarray:
-        """Images of the source, resized and with the unreadable replaced."""
-        images = []
+    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Images of the source, resized and with the unreadable replaced, and their landmarks."""
+        images, landmarks = [], []
         for row in rows:
-            image = self._read_one(int(row))
-            images.append(
-                image if self.image_size is None else resize_image(image, self.image_size)
-            )
+            read, stored = self._read_one(int(row))
+            image = stored if self.image_size is None else resize_image(stored, self.image_size)
+            images.append(image)
             if images[-1].shape != images[0].shape:
                 raise ValueError(
                     f"{self.images.paths[row]} is {images[-1].shape[:2]}, others are "
                     f"{images[0].shape[:2]}: give an `image_size`."
                 )
-        return np.stack(images)
+            if self.landmarks is not None:
+                zoom = np.divide(image.shape[1::-1], stored.shape[1::-1])
+                landmarks.append(resize_landmarks(self.landmarks[read], zoom))
+        return np.stack(images), np.stack(landmarks) if landmarks else None
 
-    def _read_one(self, row: int) -> np.ndarray:
-        """An image, or the next readable one of its class."""
+    def _read_one(self, row: int) -> tuple[int, np.ndarray]:
+        """An image, or the next readable one of its class, and its row."""
         if row not in self._unreadable:
             try:
-                return self.images.read(row)
+                return row, _read_image(self.images, row, self.landmarks)
             except UnreadableImageError as error:
                 self._note(row, error)
         same_class = np.flatnonzero(self.labels == self.labels[row])
@@ -486,7 +555,7 @@ class Batches(keras.utils.PyDataset):
             if other in self._unreadable:
                 continue
             try:
-                return self.images.read(other)
+                return other, _read_image(self.images, other, self.landmarks)
             except UnreadableImageError as error:
                 self._note(other, error)
         raise ValueError(

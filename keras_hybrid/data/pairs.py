@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -33,6 +34,8 @@ class PairList:
         same: bool (pairs,): whether they show the same person.
         fold: int (pairs,): the cross-validation fold, 0 for a list without folds.
         reader: Reads an image by name: uint8 (height, width, 3).
+        landmarks: Of each image by name, float32 (5, 2) in pixels of the image as it is read
+            (:mod:`keras_hybrid.data.landmarks`), or None.
     """
 
     left: tuple[str, ...]
@@ -40,6 +43,9 @@ class PairList:
     same: np.ndarray
     fold: np.ndarray
     reader: Any = dataclasses.field(repr=False, compare=False)
+    landmarks: Mapping[str, np.ndarray] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.left)
@@ -219,7 +225,7 @@ def make_pairs(source: ImageSource, folds: int = 10, per_fold: int = 60, seed: i
         seed: Of the draw.
 
     Returns:
-        The pairs, fold by fold; no pair is drawn twice.
+        The pairs, fold by fold, with the source's landmarks; no pair is drawn twice.
 
     Raises:
         ValueError: If there are too few identities or images for that many different pairs.
@@ -263,4 +269,5 @@ def make_pairs(source: ImageSource, folds: int = 10, per_fold: int = 60, seed: i
         np.array(same),
         np.array(fold),
         lambda name: source.read(rows_by_name[name]),
+        None if source.landmarks is None else dict(zip(names, source.landmarks, strict=True)),
     )

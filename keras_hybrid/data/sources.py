@@ -36,11 +36,11 @@ from keras_hybrid.data.files import (
     read_text,
     some,
 )
+from keras_hybrid.data.landmarks import LANDMARK_COLUMNS, parse_landmarks, read_landmarks
 
 __all__ = ["CSVSource", "FolderSource", "ImageSource", "Subset", "ZipSource", "split_source"]
 
 _LOGGER = logging.getLogger(__name__)
-_LANDMARK_COLUMNS = tuple(f"{axis}{point}" for point in range(5) for axis in "xy")
 
 
 class ImageSource(ABC):
@@ -83,10 +83,12 @@ class ImageSource(ABC):
         return ("" for _ in range(len(self)))
 
     def fingerprint(self) -> str:
-        """Hash of names, labels and image stamps: what a cache of decoded images depends on."""
+        """Hash of what a cache of decoded images depends on: names, labels, landmarks, stamps."""
         digest = hashlib.sha256()
         digest.update("\0".join(self.class_names).encode())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
+        if self.landmarks is not None:
+            digest.update(np.ascontiguousarray(self.landmarks).tobytes())
         for path, stamp in zip(self.paths, self.stamps(), strict=True):
             digest.update(f"{path}\0{stamp}\n".encode())
         return digest.hexdigest()
@@ -244,10 +246,13 @@ class CSVSource(_FileSource):
         split_column: Column of the splits, read if ``split`` is given.
         split: Value of the split column to keep, or None for all rows.
         classes: If given, labels must be whole numbers and be exactly 0 … classes − 1.
+        landmarks: Another table that has the landmarks of these files, as :func:`read_landmarks`
+            takes it; by default the table's own columns are read, if they are there.
 
     Raises:
         ValueError: If a column, the split or every image is missing, a label is empty, negative,
-            fractional or out of range, or a file has two different labels.
+            fractional or out of range, a file has two different labels, or landmarks are not
+            numbers or, with ``landmarks``, missing for a file.
     """
 
     def __init__(
@@ -260,6 +265,7 @@ class CSVSource(_FileSource):
         split_column: str = "split",
         split: str | None = None,
         classes: int | None = None,
+        landmarks: str | os.PathLike | None = None,
     ):
         path = Path(path)
         reader = csv.DictReader(io.StringIO(read_text(path, "path"), newline=""))
@@ -299,8 +305,11 @@ class CSVSource(_FileSource):
                 )
         self.labels = labels[keep]
         self.landmarks = None
-        if set(_LANDMARK_COLUMNS) <= set(columns):
-            self.landmarks = _landmarks([rows[i] for i in keep], [where[i] for i in keep])
+        if landmarks is not None:
+            files = [rows[i][file_column] for i in keep]
+            self.landmarks = read_landmarks(landmarks, files, file_column)
+        elif set(LANDMARK_COLUMNS) <= set(columns):
+            self.landmarks = parse_landmarks([rows[i] for i in keep], [where[i] for i in keep])
 
         self._files = open_files(archive_of(path) if images is None else images, "images")
         names = [PurePosixPath(rows[i][file_column].strip().replace("\\", "/")) for i in keep]
@@ -372,17 +381,6 @@ def check_range(labels: np.ndarray, classes: int | None, where: Sequence[str]) -
             f"Labels must be 0 … {count - 1} without a gap, but no image has label "
             f"{some(missing.tolist())}."
         )
-
-
-def _landmarks(rows: Sequence[dict[str, str]], where: Sequence[str]) -> np.ndarray:
-    """Landmark columns of the rows: float32 (n, 5, 2)."""
-    landmarks = np.empty((len(rows), 10), np.float32)
-    for position, (row, place) in enumerate(zip(rows, where, strict=True)):
-        try:
-            landmarks[position] = [float(row[column]) for column in _LANDMARK_COLUMNS]
-        except ValueError as error:
-            raise ValueError(f"{place}: a landmark is not a number ({error}).") from error
-    return landmarks.reshape(-1, 5, 2)
 
 
 class Subset(ImageSource):

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_hybrid.data.bin_pairs import read_bin
 from keras_hybrid.data.files import is_image, read_text
+from keras_hybrid.data.landmarks import check_order, read_landmarks
 from keras_hybrid.data.pairs import ImageFinder, PairList, read_lfw_pairs
 
 __all__ = [
@@ -166,7 +167,11 @@ def verification_set_info(name: str) -> VerificationSet:
 
 
 def read_verification_set(
-    name: str, path: str | os.PathLike, images: str | os.PathLike | None = None
+    name: str,
+    path: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    *,
+    landmarks: str | os.PathLike | None = None,
 ) -> PairList:
     """Read a verification set and compare it with its protocol.
 
@@ -176,6 +181,7 @@ def read_verification_set(
             :func:`read_pairs` takes it.
         images: For a list: the folder or .zip of its images, aligned as the model's training
             images were.
+        landmarks: As :func:`read_pairs`.
 
     Returns:
         The pairs.
@@ -186,7 +192,7 @@ def read_verification_set(
     known = verification_set_info(name)
     if known.pair_list is None and Path(path).suffix.lower() != ".bin":
         raise ValueError(f"{known.name} is read from a .bin file, got {path}.")
-    pairs = read_pairs(path, images, folds=known.folds)
+    pairs = read_pairs(path, images, folds=known.folds, landmarks=landmarks)
     same = int(pairs.same.sum())
     for what, found, expected in (
         ("pairs", len(pairs), known.pairs),
@@ -199,7 +205,11 @@ def read_verification_set(
 
 
 def read_pairs(
-    pairs: str | os.PathLike, images: str | os.PathLike | None = None, *, folds: int = 10
+    pairs: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    *,
+    folds: int = 10,
+    landmarks: str | os.PathLike | None = None,
 ) -> PairList:
     """Read verification pairs, in whichever of the known forms they come.
 
@@ -219,13 +229,21 @@ def read_pairs(
         folds: Number of folds of a ``.bin`` and of a list of two lines for a pair. Of the latter
             the pairs of one person are cut into that many runs, and so are those of two people:
             the makers' own folds, where a list goes fold by fold.
+        landmarks: For a list: a table of its images' landmarks, for models that take them, as
+            :func:`read_landmarks` takes it: files as they lie in the folder or .zip.
 
     Returns:
         The pairs, in the file's order.
 
     Raises:
-        ValueError: If the file is of none of these forms, or an image is missing or ambiguous.
+        ValueError: If the file is of none of these forms, or an image is missing or ambiguous, or
+            has no landmarks, or most of these are those of a mirrored face.
     """
+    if landmarks is not None:
+        found = read_pairs(pairs, images, folds=folds)
+        points = read_landmarks(landmarks, found.names)
+        check_order(points, str(landmarks))
+        return dataclasses.replace(found, landmarks=dict(zip(found.names, points, strict=True)))
     if Path(pairs).suffix.lower() == ".bin":
         if images is not None:
             raise ValueError(f"`images`={str(images)!r}: {pairs} holds its images itself.")

@@ -277,6 +277,7 @@ def evaluate_classifier(
     *,
     class_names: Sequence[str] | None = None,
     top_k: Sequence[int] = (1, 5),
+    landmarks: ArrayLike | None = None,
 ) -> ClassificationResult:
     """Judge a classifier on images.
 
@@ -290,14 +291,15 @@ def evaluate_classifier(
         batch_size: Images per step.
         class_names: As :func:`classification_report`.
         top_k: As :func:`classification_report`.
+        landmarks: As :func:`keras_hybrid.evaluation.predict`.
 
     Returns:
         As :func:`classification_report`.
 
     Raises:
-        ValueError: As :func:`classification_report`.
+        ValueError: As :func:`classification_report` and :func:`keras_hybrid.evaluation.predict`.
     """
-    scores = predict(model, images, batch_size=batch_size, flip=flip)
+    scores = predict(model, images, batch_size=batch_size, flip=flip, landmarks=landmarks)
     return classification_report(labels, scores, class_names=class_names, top_k=top_k)
 
 

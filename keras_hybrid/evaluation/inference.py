@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+
+from keras_hybrid.data.landmarks import check_landmarks, mirror_landmarks, normalize_landmarks
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -16,6 +18,7 @@ __all__ = [
     "embed_batches",
     "embedding_norms",
     "model_image_size",
+    "model_takes_landmarks",
     "predict",
 ]
 
@@ -28,6 +31,7 @@ def embed(
     batch_size: int = 64,
     flip: bool = False,
     flip_mode: str = "sum",
+    landmarks: ArrayLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embed images as unit vectors, and say how long the vectors were.
 
@@ -44,6 +48,10 @@ def embed(
         flip: Whether to embed each image's left-right mirror image, too.
         flip_mode: How the two become one. ``"sum"`` adds the raw embeddings (insightface's way);
             ``"concatenate"`` puts them side by side, which doubles ``dim`` (SphereFace's way).
+        landmarks: (n, 5, 2) in pixels (:mod:`keras_hybrid.data.landmarks`), for a model with a
+            second input ``landmarks``, which gets what
+            :func:`keras_hybrid.data.normalize_landmarks` makes of them, and of the mirrored ones
+            with the mirror image; a callable gets a dictionary of ``"image"`` and ``"landmarks"``.
 
     Returns:
         The embeddings, float32 (n, dim), each of length 1 (or 0 or NaN where the model gave zeros
@@ -52,18 +60,23 @@ def embed(
 
     Raises:
         ValueError: If ``images`` has no four axes or is empty, ``batch_size`` is below 1,
-            ``flip_mode`` is unknown, the model takes several inputs, or its embeddings are not
-            of shape (batch, dim).
+            ``flip_mode`` is unknown, the model takes landmarks and none are given, or takes none
+            and they are, or has further inputs; landmarks cannot be those of their image; or
+            embeddings are not of shape (batch, dim).
     """
     images = _check_images(images)
     _check_batch_size(batch_size)
     batch_size = min(batch_size, len(images))
-    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    batches = _slices(images, landmarks, batch_size)
     return embed_batches(embedder, batches, batch_size=batch_size, flip=flip, flip_mode=flip_mode)
 
 
 def embedding_norms(
-    model: keras.Model, images: ArrayLike, batch_size: int = 64, flip: bool = False
+    model: keras.Model,
+    images: ArrayLike,
+    batch_size: int = 64,
+    flip: bool = False,
+    landmarks: ArrayLike | None = None,
 ) -> np.ndarray:
     """Return the length of each image's embedding before normalisation.
 
@@ -72,6 +85,7 @@ def embedding_norms(
         images: As :func:`embed`.
         batch_size: As :func:`embed`.
         flip: Whether to average over the image and its mirror image.
+        landmarks: As :func:`embed`.
 
     Returns:
         float32 (n,), ≥ 0. Its mean is insightface's XNorm.
@@ -84,12 +98,12 @@ def embedding_norms(
             f"Model {getattr(model, 'name', model)!r} has no layer named 'embedding', so there is "
             "no raw embedding to measure."
         )
-    return embed(model, images, batch_size=batch_size, flip=flip)[1]
+    return embed(model, images, batch_size=batch_size, flip=flip, landmarks=landmarks)[1]
 
 
 def embed_batches(
     embedder: keras.Model | Callable[[np.ndarray], object],
-    batches: Iterable[np.ndarray],
+    batches: Iterable[np.ndarray | tuple[np.ndarray, np.ndarray]],
     *,
     batch_size: int = 64,
     flip: bool = False,
@@ -99,7 +113,8 @@ def embed_batches(
 
     Args:
         embedder: As :func:`embed`.
-        batches: Arrays (at most ``batch_size``, height, width, channels).
+        batches: Arrays (at most ``batch_size``, height, width, channels), or tuples of such an
+            array and its landmarks in pixels.
         batch_size: As :func:`embed`.
         flip: As :func:`embed`.
         flip_mode: As :func:`embed`.
@@ -134,6 +149,7 @@ def predict(
     images: ArrayLike,
     batch_size: int = 64,
     flip: bool = False,
+    landmarks: ArrayLike | None = None,
 ) -> np.ndarray:
     """Return a model's outputs for images, averaged over mirror images if asked.
 
@@ -142,18 +158,18 @@ def predict(
         images: As :func:`embed`.
         batch_size: As :func:`embed`.
         flip: Whether to average the outputs for each image and its left-right mirror image.
+        landmarks: As :func:`embed`.
 
     Returns:
         float32 (n, …).
 
     Raises:
-        ValueError: If ``images`` has no four axes or is empty, ``batch_size`` is below 1, or the
-            model takes several inputs.
+        ValueError: As :func:`embed`, of what concerns images, landmarks and the model's inputs.
     """
     images = _check_images(images)
     _check_batch_size(batch_size)
     batch_size = min(batch_size, len(images))
-    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    batches = _slices(images, landmarks, batch_size)
     views = _outputs(_forward_function(model), batches, batch_size, flip)
     return np.concatenate([np.mean(view, axis=0) for view in views])
 
@@ -171,6 +187,12 @@ def model_image_size(model: object) -> tuple[int, int] | None:
     return None if height is None or width is None else (int(height), int(width))
 
 
+def model_takes_landmarks(model: object) -> bool:
+    """Return whether a functional model has an input ``landmarks`` beside that of the images."""
+    inputs = getattr(model, "inputs", None) or []
+    return len(inputs) > 1 and any(tensor.name == "landmarks" for tensor in inputs)
+
+
 def _check_images(images: ArrayLike) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or len(images) == 0:
@@ -179,6 +201,22 @@ def _check_images(images: ArrayLike) -> np.ndarray:
             f"{images.shape}."
         )
     return images
+
+
+def _slices(
+    images: np.ndarray, landmarks: ArrayLike | None, batch_size: int
+) -> Iterator[np.ndarray | tuple[np.ndarray, np.ndarray]]:
+    """Cut images, and their landmarks if there are any, into what :func:`embed_batches` takes."""
+    if landmarks is not None:
+        landmarks = check_landmarks(landmarks, len(images), _height_width(images))
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        yield images[rows] if landmarks is None else (images[rows], landmarks[rows])
+
+
+def _height_width(images: np.ndarray) -> tuple[int, int]:
+    first = 2 if keras.config.image_data_format() == "channels_first" else 1
+    return images.shape[first : first + 2]
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -201,12 +239,14 @@ def _raw_embedder(embedder: object) -> object:
     return keras.Model(embedder.input, embedder.get_layer("embedding").output)
 
 
-def _forward_function(model: object) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from a NumPy batch to the model's float32 NumPy output."""
+def _forward_function(model: object) -> Callable[[Any], np.ndarray]:
+    """Return a function from a batch, of images alone or with landmarks, to NumPy float32."""
+    takes_landmarks = model_takes_landmarks(model)
     if isinstance(model, keras.Model):
-        if len(getattr(model, "inputs", None) or [None]) > 1:
+        count = len(getattr(model, "inputs", None) or [None])
+        if count > 1 + takes_landmarks:
             raise ValueError(
-                f"Model {model.name!r} takes {len(model.inputs)} inputs; only images are given "
+                f"Model {model.name!r} takes {count} inputs; only images are given "
                 "here. Pass a callable that adds the others."
             )
         function = model.predict_on_batch
@@ -214,25 +254,46 @@ def _forward_function(model: object) -> Callable[[np.ndarray], np.ndarray]:
         function = model
     else:
         raise ValueError(f"Expected a Keras model or a callable, got {model!r}.")
-    return lambda batch: np.asarray(keras.ops.convert_to_numpy(function(batch))).astype("float32")
+
+    def forward(batch: Any) -> np.ndarray:
+        if isinstance(model, keras.Model) and isinstance(batch, dict) != takes_landmarks:
+            wanted = "landmarks, too, but none are given" if takes_landmarks else "no landmarks"
+            raise ValueError(f"Model {model.name!r} takes {wanted}.")
+        return np.asarray(keras.ops.convert_to_numpy(function(batch))).astype("float32")
+
+    return forward
 
 
 def _outputs(
-    forward: Callable[[np.ndarray], np.ndarray],
-    batches: Iterable[np.ndarray],
+    forward: Callable[[Any], np.ndarray],
+    batches: Iterable[np.ndarray | tuple[np.ndarray, np.ndarray]],
     batch_size: int,
     flip: bool,
 ) -> Iterator[list[np.ndarray]]:
     """Yield the outputs for each batch: those of the images and, if asked, of their mirrors."""
     width_axis = 3 if keras.config.image_data_format() == "channels_first" else 2
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        array = array.astype("float32")
+        if len(array) >= batch_size:
+            return array
+        return np.concatenate([array, np.repeat(array[-1:], batch_size - len(array), axis=0)])
+
     for batch in batches:
-        count = len(batch)
-        padded = batch.astype("float32")
-        if count < batch_size:
-            padded = np.concatenate([padded, np.repeat(padded[-1:], batch_size - count, axis=0)])
-        views = [padded]
+        images, landmarks = batch if isinstance(batch, tuple) else (batch, None)
+        count = len(images)
+        images = padded(images)
+        views = [images]
         if flip:
-            views.append(np.ascontiguousarray(np.flip(padded, axis=width_axis)))
+            views.append(np.ascontiguousarray(np.flip(images, axis=width_axis)))
+        if landmarks is not None:
+            points = [padded(landmarks)]
+            points.append(mirror_landmarks(points[0], images.shape[width_axis]))
+            size = _height_width(images)
+            views = [
+                {"image": view, "landmarks": normalize_landmarks(of_view, size)}
+                for view, of_view in zip(views, points, strict=False)
+            ]
         yield [forward(view)[:count] for view in views]
 
 

@@ -20,14 +20,19 @@ Sources:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_hybrid.data.files import resize_image
-from keras_hybrid.evaluation.inference import embed_batches, model_image_size
+from keras_hybrid.data.landmarks import landmark_problem, resize_landmarks
+from keras_hybrid.evaluation.inference import (
+    embed_batches,
+    model_image_size,
+    model_takes_landmarks,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -364,7 +369,8 @@ def evaluate_pairs(
     Args:
         model: As for :func:`keras_hybrid.evaluation.embed`.
         pairs: A :class:`keras_hybrid.data.PairList`: names ``left`` and ``right``, bools ``same``,
-            integers ``fold`` and ``read(name)``, which gives uint8 (height, width, 3).
+            integers ``fold`` and ``read(name)``, which gives uint8 (height, width, 3). A model
+            with a second input ``landmarks`` needs those of the list, too.
         flip: Whether to add the embedding of the mirrored image, as published figures mostly do.
         batch_size: Images per step.
         image_size: Side or (height, width) images are resized to (bilinear, antialiased), where
@@ -378,7 +384,8 @@ def evaluate_pairs(
         As :func:`verify`, with the model's true XNorm.
 
     Raises:
-        ValueError: As :func:`verify`; or if the images differ in size and none was given.
+        ValueError: As :func:`verify`; or if the images differ in size and none was given; or if
+            landmarks that the model takes are missing or cannot be those of their image.
         ImportError: If images have to be resized and Pillow is missing.
     """
     if len(pairs.left) == 0:
@@ -386,11 +393,20 @@ def evaluate_pairs(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     size = model_image_size(model) if image_size is None else _height_width(image_size)
+    landmarks = None
+    if model_takes_landmarks(model):
+        landmarks = getattr(pairs, "landmarks", None)
+        if landmarks is None:
+            raise ValueError(
+                f"Model {model.name!r} takes landmarks, and these pairs have none: "
+                "keras_hybrid.data.read_pairs takes a table of them as `landmarks`, a command as "
+                "--pairs-landmarks."
+            )
     names = list(dict.fromkeys([*pairs.left, *pairs.right]))
     batch_size = min(batch_size, len(names))
     row = {name: index for index, name in enumerate(names)}
     batches = (
-        _stack([_read(pairs, name, size) for name in names[start : start + batch_size]])
+        _read_batch(pairs, names[start : start + batch_size], size, landmarks)
         for start in range(0, len(names), batch_size)
     )
     embeddings, norms = embed_batches(
@@ -406,9 +422,24 @@ def evaluate_pairs(
     return replace(result, xnorm=float(norms.mean()))
 
 
-def _read(pairs: PairList, name: str, size: tuple[int, int] | None) -> np.ndarray:
-    image = pairs.read(name)
-    return image if size is None else resize_image(image, size)
+def _read_batch(
+    pairs: PairList,
+    names: list[str],
+    size: tuple[int, int] | None,
+    landmarks: Mapping[str, np.ndarray] | None,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Read images by name, and resize them together with their landmarks."""
+    images, points = [], []
+    for name in names:
+        stored = pairs.read(name)
+        images.append(stored if size is None else resize_image(stored, size))
+        if landmarks is not None:
+            problem = landmark_problem(landmarks[name], stored.shape[:2])
+            if problem:
+                raise ValueError(f"{name}: {problem}.")
+            zoom = np.divide(images[-1].shape[1::-1], stored.shape[1::-1])
+            points.append(resize_landmarks(landmarks[name], zoom))
+    return _stack(images) if landmarks is None else (_stack(images), np.stack(points))
 
 
 def _directions(name: str, embeddings: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -314,7 +314,9 @@ def test_landmarks_are_kept_and_follow_the_resizing(tmp_path):
     assert source.landmarks.dtype == np.float32
     np.testing.assert_array_equal(source.landmarks[0], np.arange(10).reshape(5, 2))
     loaded = load_arrays(source, 24)  # from 8 × 6
-    np.testing.assert_allclose(loaded.landmarks[0], np.arange(10).reshape(5, 2) * [3, 4])
+    # Whole numbers are pixels' centres: what keeps its place is the corner, half a pixel away.
+    expected = (np.arange(10).reshape(5, 2) + 0.5) * [3, 4] - 0.5
+    np.testing.assert_allclose(loaded.landmarks[0], expected)
 
 
 @pytest.mark.parametrize(

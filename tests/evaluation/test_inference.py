@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_hybrid import evaluation
+from keras_hybrid.data.files import resize_image
 
 
 def small_classifier():
@@ -193,3 +194,85 @@ def test_evaluate_pairs_refuses_an_empty_list():
     pairs = FakePairs({}, [], [], np.array([], bool), np.array([], int), [])
     with pytest.raises(ValueError, match="empty"):
         evaluation.evaluate_pairs(small_classifier(), pairs)
+
+
+# Landmarks
+
+
+def reader_of_landmarks():
+    """Build a model whose 'embedding' is its second input and the image's upper left pixel."""
+    image, points = keras.Input((8, 6, 3), name="image"), keras.Input((5, 2), name="landmarks")
+    corner = keras.layers.Flatten()(image[:, :1, :1])
+    x = keras.layers.Concatenate()([keras.layers.Flatten()(points), corner])
+    return keras.Model([image, points], keras.layers.Identity(name="embedding")(x), name="reader")
+
+
+def landmarks_of(count, height=8, width=6, seed=1):
+    """Random points of an image: (count, 5, 2) in pixels."""
+    places = np.random.default_rng(seed).uniform(size=(count, 5, 2))
+    return (places * (width - 1, height - 1)).astype("float32")
+
+
+def seen_by(x, points, height=8, width=6):
+    """What the reader should see: the definition of its input, point by point."""
+    fractions = [
+        [((px + 0.5) / width, (py + 0.5) / height) for px, py in of_image] for of_image in points
+    ]
+    return np.hstack([np.reshape(fractions, (len(x), 10)), x[:, 0, 0]])
+
+
+def test_landmarks_go_with_their_image_and_are_mirrored_with_it():
+    model, x, points = reader_of_landmarks(), images(), landmarks_of(5)
+    plain = seen_by(x, points)
+    np.testing.assert_allclose(
+        evaluation.predict(model, x, batch_size=2, landmarks=points), plain, rtol=1e-5
+    )
+    # Turned round by hand: eyes and mouth corners change sides, pixel 0 becomes pixel 5.
+    turned = [
+        [(5 - px, py) for px, py in (right_eye, left_eye, nose, right_mouth, left_mouth)]
+        for left_eye, right_eye, nose, left_mouth, right_mouth in points
+    ]
+    mirrored = seen_by(x[:, :, ::-1], turned)
+    flipped = evaluation.predict(model, x, batch_size=2, flip=True, landmarks=points)
+    np.testing.assert_allclose(flipped, (plain + mirrored) / 2, rtol=1e-5)
+    embeddings, norms = evaluation.embed(model, x, flip=True, landmarks=points)
+    both = plain + mirrored
+    np.testing.assert_allclose(
+        embeddings, both / np.linalg.norm(both, axis=1, keepdims=True), atol=1e-6
+    )
+    expected = (np.linalg.norm(plain, axis=1) + np.linalg.norm(mirrored, axis=1)) / 2
+    np.testing.assert_allclose(norms, expected, rtol=1e-5)
+    labels = plain.argmax(axis=1)
+    assert evaluation.evaluate_classifier(model, x, labels, landmarks=points).top1 == 1
+
+
+def test_pairs_give_their_landmarks_and_resize_them_with_the_images():
+    pytest.importorskip("PIL")
+    model, pairs = reader_of_landmarks(), fake_pairs((16, 18, 3))
+    points = landmarks_of(6, 16, 18)
+    pairs.landmarks = dict(zip(pairs.photographs, points, strict=True))
+    result = evaluation.evaluate_pairs(model, pairs)
+    small = np.stack([resize_image(image, (8, 6)) for image in pairs.photographs.values()])
+    rows = dict(zip(pairs.photographs, seen_by(small, (points + 0.5) / (3, 2) - 0.5), strict=True))
+    left, right = (np.array([rows[name] for name in side]) for side in (pairs.left, pairs.right))
+    expected = evaluation.verify(left, right, pairs.same, pairs.fold)
+    np.testing.assert_allclose(result.scores, expected.scores, atol=1e-6)
+    # A model without the input gets none of them.
+    evaluation.evaluate_pairs(small_classifier(), pairs)
+    pairs.landmarks["a"] = pairs.landmarks["a"] + 100
+    with pytest.raises(ValueError, match=r"a: its landmarks.*far outside its 18×16 pixels"):
+        evaluation.evaluate_pairs(model, pairs)
+    with pytest.raises(ValueError, match="'reader' takes landmarks, and these pairs have none"):
+        evaluation.evaluate_pairs(model, fake_pairs())
+
+
+def test_landmarks_that_are_missing_or_not_wanted_are_named():
+    model, x, points = reader_of_landmarks(), images(), landmarks_of(5)
+    with pytest.raises(ValueError, match="'reader' takes landmarks, too, but none are given"):
+        evaluation.predict(model, x)
+    with pytest.raises(ValueError, match="'small' takes no landmarks"):
+        evaluation.predict(small_classifier(), x, landmarks=points)
+    with pytest.raises(ValueError, match=r"shape \(5, 5, 2\)"):
+        evaluation.embed(model, x, landmarks=points[:4])
+    with pytest.raises(ValueError, match=r"image 0: .*far outside"):
+        evaluation.embed(model, x, landmarks=points + 10)

@@ -5,6 +5,8 @@ import pytest
 
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
 
+GIVEN = ("--model-arguments", "landmarks=given")
+
 
 def override(*arguments):
     parser = argparse.ArgumentParser()
@@ -67,6 +69,10 @@ def test_keywords_are_added_key_by_key():
         (("--pairs", "lfw.bin", "--pairs-images", "lfw.zip"), "pairs_images"),
         (("--pairs-images", "lfw.zip", "--pairs", "synthetic:4x4"), "pairs_images"),
         (("--export", "coreml"), "export must be of"),
+        ((*GIVEN, "--augment", "images"), "augment must be 'faces' or 'none'"),
+        ((*GIVEN, "--export", "litert"), "export must be 'none'"),
+        ((*GIVEN, "--pairs", "lfw.bin"), "pairs need pairs_landmarks"),
+        (("--pairs", "lfw.bin", "--pairs-landmarks", "lfw.csv"), "pairs_landmarks belongs to"),
         (("--learning-rate", "-1"), "learning_rate must be positive"),
     ],
 )

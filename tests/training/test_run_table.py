@@ -129,6 +129,18 @@ def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monke
         assert row["epochs"] == "1" and row["backend"] == keras.backend.backend()
 
 
+def test_a_row_whose_landmarks_are_missing_stops_the_table_before_the_first_row(tmp_path, capsys):
+    """All rows would take hours before that one."""
+    table = tmp_path / "faces.csv"
+    table.write_text("file,label,split\na.png,0,train\nb.png,0,test\n")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    command = ["facerec_306", "--data", str(table), "--out", str(tmp_path / "runs")]
+    assert run_table.main([*command, "--backend", keras.backend.backend()]) == 1
+    assert "has no landmarks: a .csv needs columns x0" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

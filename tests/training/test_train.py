@@ -14,6 +14,9 @@ import keras
 import numpy as np
 import pytest
 
+from keras_hybrid import data
+from keras_hybrid.applications.kprpe import ALIGNED_LANDMARKS
+from tests import cases
 from tests.data.test_recordio import insightface, picture, write
 from training import report, train
 from training.recipe import Recipe
@@ -318,8 +321,6 @@ def test_pairs_are_verified_over_training_with_the_averaged_weights(tmp_path):
 def test_images_read_lazily_train_the_same_model(tmp_path, monkeypatch):
     from PIL import Image
 
-    from keras_hybrid import data
-
     images, labels = data.synthetic_identities(4, 10, image_size=20)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         folder = tmp_path / "faces" / f"person{label}"
@@ -334,6 +335,88 @@ def test_images_read_lazily_train_the_same_model(tmp_path, monkeypatch):
     source, _ = train.load_data(lazy)
     calibration = report._some_images(lazy, source, 7)
     assert calibration.shape[1:] == (16, 16, 3) and 7 <= len(calibration) <= 14
+
+
+GIVEN_LANDMARKS = dataclasses.replace(
+    TINY,
+    model="kprpe_vit_small",
+    model_arguments={
+        **{k: v for k, v in cases.SMALL["kprpe_*"].items() if k != "input_shape"},
+        "landmarks": "given",
+        "depth": 1,
+    },
+    epochs=3,
+    batch_size=8,
+)
+
+
+def write_faces(root, people, images_each):
+    """Faces as PNG, and a table of their people and landmarks; returns the files' names."""
+    from PIL import Image
+
+    images, labels = data.synthetic_identities(people, images_each, image_size=20)
+    names = [f"p{label}/p{label}_{i % images_each + 1:04d}.png" for i, label in enumerate(labels)]
+    points = (np.array(ALIGNED_LANDMARKS) + 0.5) * 20 / 112 - 0.5
+    points = points + np.random.default_rng(0).uniform(-1, 1, (len(images), 5, 2))
+    with (root / "index.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", *(f"{axis}{i}" for i in range(5) for axis in "xy")])
+        for name, label, image, of_image in zip(names, labels, images, points, strict=True):
+            (root / name).parent.mkdir(exist_ok=True)
+            Image.fromarray(image).save(root / name)
+            writer.writerow([name, label, *of_image.ravel()])
+    return names
+
+
+def test_a_model_is_trained_and_judged_with_the_landmarks_of_the_data(tmp_path, monkeypatch):
+    pytest.importorskip("PIL.Image")
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    write_faces(tmp_path, people=4, images_each=10)
+    table = str(tmp_path / "index.csv")
+    pairs = ["1\t2", "p0\t1\t2", "p1\t1\t2", "p0\t1\tp1\t1", "p2\t1\tp3\t1"]
+    (tmp_path / "pairs.txt").write_text("\n".join(pairs))
+    recipe = dataclasses.replace(
+        GIVEN_LANDMARKS,
+        data=table,
+        pairs=str(tmp_path / "pairs.txt"),
+        pairs_images=str(tmp_path),
+        pairs_landmarks=table,
+    )
+    with cases.fast_compilation():
+        results = train.run(recipe, tmp_path / "memory", verbose=0)
+    with (tmp_path / "memory" / "history.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0]
+    assert 0 <= results["verification_flip"]["accuracy"] <= 1
+    # What was reported is what the model says when it is handed its inputs by hand.
+    model = keras.models.load_model(tmp_path / "memory" / "last.keras")
+    assert np.abs(model.get_layer("keypoint_linear").get_weights()[0]).max() > 0
+    _, test = train.load_data(recipe)
+    inputs = [test.images.astype("float32"), (test.landmarks + 0.5) / 16]
+    top1 = np.mean(model.predict(inputs, verbose=0).argmax(axis=1) == test.labels)
+    assert results["top1"] == pytest.approx(top1)
+    # Read lazily, and with labels as distributions: the same inputs.
+    batches = train.build_batches(recipe, train.load_data(recipe)[0])
+    for other in ({"reading": "lazy"}, {"loss": "cross_entropy"}):
+        changed = dataclasses.replace(recipe, **other)
+        found = train.build_batches(changed, train.load_data(changed)[0])[1][0]
+        for key, expected in batches[1][0].items():
+            np.testing.assert_allclose(found[key], expected, atol=1e-5)
+
+
+def test_a_model_that_takes_landmarks_is_not_trained_without_them(tmp_path, caplog):
+    recipe = dataclasses.replace(GIVEN_LANDMARKS, data="synthetic:4x5")
+    for reading in ("memory", "lazy"):
+        with pytest.raises(ValueError, match=r"has no landmarks: a \.csv needs columns x0"):
+            train.run(dataclasses.replace(recipe, reading=reading), tmp_path / "out", verbose=0)
+    assert not (tmp_path / "out").exists()
+    pytest.importorskip("PIL.Image")
+    names = write_faces(tmp_path, people=2, images_each=2)
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *(f"{n},{n[1]}" for n in names)]))
+    options = {"landmarks": str(tmp_path / "index.csv")}
+    plain = dataclasses.replace(TINY, data=str(tmp_path / "labels.csv"), data_options=options)
+    train.load_data(plain)
+    assert "vit_ti16 takes no landmarks: those of the data are not used" in caplog.text
 
 
 def test_patience_ends_a_run_and_a_second_start_adds_nothing(tmp_path, monkeypatch):
