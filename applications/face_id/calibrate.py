@@ -22,7 +22,7 @@ import numpy as np
 from applications.face_id.recogniser import Detector, Embedder, Recogniser
 from applications.face_id.refusal import Refusal
 
-__all__ = ["Calibration", "Point", "calibration_file", "measure"]
+__all__ = ["Calibration", "Point", "calibration_file", "choose", "embed_source", "measure"]
 
 # Fewer errors than this say little of a rate: 30 are within 30 % of it, 9 times in 10 (Doddington).
 _ERRORS = 30
@@ -191,7 +191,7 @@ def _calibrate(given: argparse.Namespace) -> Calibration:
 
     recogniser = Recogniser(Detector(given.detector), Embedder(given.model))
     source = open_source(given.data, images=given.images)
-    rows = _choose(source.labels, given.photographs, given.seed)
+    rows = choose(source.labels, given.photographs, given.seed)
     embeddings, labels, skipped = embed_source(recogniser, source, rows)
     if skipped:
         print(f"{skipped} photographs left out: no readable face.", file=sys.stderr)
@@ -200,8 +200,17 @@ def _calibrate(given: argparse.Namespace) -> Calibration:
     return measure(embeddings, labels, recogniser.embedder.fingerprint, Path(given.data).name)
 
 
-def _choose(labels: np.ndarray, count: int, seed: int) -> list[int]:
-    """Rows of people in random order, a few of each, until there are as many as wanted."""
+def choose(labels: np.ndarray, count: int, seed: int) -> list[int]:
+    """Choose photographs: people in random order, a few of each, until there are enough.
+
+    Args:
+        labels: Integers (n,): whom each photograph shows.
+        count: How many to choose at most.
+        seed: Of the order.
+
+    Returns:
+        Their rows.
+    """
     rows_of = defaultdict(list)
     for row in np.random.default_rng(seed).permutation(len(labels)):
         rows_of[int(labels[row])].append(int(row))
@@ -223,16 +232,17 @@ def embed_source(
     """
     from keras_hybrid.data import UnreadableImageError
 
-    embeddings, labels = [], []
+    crops, labels = [], []
     for row in rows:
         try:
             image = source.read(row)
             face = recogniser.faces(image)[0]
         except (UnreadableImageError, Refusal):
             continue
-        embeddings.append(recogniser.embed([recogniser.crop(image, face)])[0])
+        crops.append(recogniser.crop(image, face))
         labels.append(int(source.labels[row]))
-    return np.array(embeddings, np.float32), np.array(labels), len(rows) - len(labels)
+    embeddings = recogniser.embed(crops) if crops else np.empty((0, 0), np.float32)
+    return embeddings, np.array(labels), len(rows) - len(labels)
 
 
 if __name__ == "__main__":

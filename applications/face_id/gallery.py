@@ -4,10 +4,10 @@ An embedding is stored with the fingerprint of the model that made it, and compa
 of the same model only. The aligned crop of a face is stored where its owner asked for it, the
 photograph never.
 
-Deleting overwrites the rows with zeros (``secure_delete``), gives freed pages back (``VACUUM``, whose
-copy of the database stays in memory) and rebuilds the array that is searched. It does not reach
-what lies outside the file: SQLite's rollback journal, which is removed but not overwritten, blocks
-that a solid-state drive or a copying file system wrote elsewhere, snapshots and backups.
+Deleting overwrites the rows with zeros (``secure_delete``), gives freed pages back (``VACUUM``,
+whose copy of the database stays in memory) and reads the array that is searched anew. It does not
+reach what lies outside the file: SQLite's rollback journal, which is removed but not overwritten,
+blocks that a solid-state drive or a copying file system wrote elsewhere, snapshots and backups.
 """
 
 import os
@@ -135,11 +135,15 @@ class Gallery:
         rows = self._db.execute(
             """SELECT people.id, name, sum(model = ?), sum(model != ?),
                       group_concat(CASE WHEN crop IS NOT NULL THEN photographs.id END)
-               FROM people JOIN photographs ON person = people.id GROUP BY people.id ORDER BY key""",
+               FROM people JOIN photographs ON person = people.id
+               GROUP BY people.id ORDER BY key""",
             [self.model, self.model],
         )
         return [
-            Person(*row[:4], tuple(sorted(int(number) for number in (row[4] or "").split(",") if number)))
+            Person(
+                *row[:4],
+                tuple(sorted(int(number) for number in (row[4] or "").split(",") if number)),
+            )
             for row in rows
         ]
 
@@ -164,13 +168,16 @@ class Gallery:
         row = self._db.execute("SELECT id FROM people WHERE key = ?", [key]).fetchone()
         return self.person(row[0]) if row else None
 
-    def add(self, name: str, embedding: np.ndarray, crop: bytes | None = None) -> Person:
+    def add(self, name: str, embedding: np.ndarray, crop: bytes | None = None) -> int:
         """Add a photograph to the person of this name, who is added where there is none.
 
         Args:
             name: 1 to 100 characters.
             embedding: float32 (dim,) of length 1.
             crop: An encoded image to store with it.
+
+        Returns:
+            The photograph's number.
 
         Raises:
             Refusal: If it is no name.
@@ -182,13 +189,13 @@ class Gallery:
                 "INSERT INTO people (name, key) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 [name, _key(name)],
             )
-            self._db.execute(
+            added = self._db.execute(
                 "INSERT INTO photographs (person, model, embedding, crop) "
                 "SELECT id, ?, ?, ? FROM people WHERE key = ?",
                 [self.model, blob, crop, _key(name)],
             )
         self._read()
-        return self.named(name)
+        return added.lastrowid
 
     def crop(self, photograph: int) -> bytes:
         """The stored crop of a photograph.
@@ -201,18 +208,31 @@ class Gallery:
             raise Refusal(404, "no_crop", "No picture of this photograph is stored.")
         return row[0]
 
-    def delete(self, number: int) -> Person:
+    def delete_person(self, number: int) -> None:
         """Delete a person with all that is known of them; see the module for what this reaches.
 
         Raises:
             Refusal: If there is nobody of this number.
         """
-        person = self.person(number)
+        self.person(number)
+        self._delete("DELETE FROM people WHERE id = ?", number)
+
+    def delete_photograph(self, number: int) -> None:
+        """Delete a photograph and, if it was the only one, the person.
+
+        Raises:
+            Refusal: If there is no photograph of this number.
+        """
+        if not self._db.execute("SELECT 1 FROM photographs WHERE id = ?", [number]).fetchone():
+            raise Refusal(404, "no_photograph", "This photograph is not in the gallery any more.")
+        self._delete("DELETE FROM photographs WHERE id = ?", number)
+
+    def _delete(self, statement: str, number: int) -> None:
         with self._db:
-            self._db.execute("DELETE FROM people WHERE id = ?", [number])
+            self._db.execute(statement, [number])
+            self._db.execute("DELETE FROM people WHERE id NOT IN (SELECT person FROM photographs)")
         self._db.execute("VACUUM")
         self._read()
-        return person
 
     def nearest(self, embedding: np.ndarray, person: int | None = None) -> Match:
         """Find the most similar photograph.

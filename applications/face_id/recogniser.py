@@ -19,10 +19,13 @@ from keras_hybrid.data import align_face, face_template, similarity_transform
 
 __all__ = ["Detector", "Embedder", "Face", "Recogniser"]
 
-# YuNet is made for faces of 10 to 300 pixels: larger photographs are searched at this size.
-_LONGEST_SIDE = 1280
+# YuNet is made for faces of 10 to 300 pixels and misplaces the landmarks of those twice as large: a
+# photograph is searched at the first size, and where that shows a large face, at the second.
+_LONGEST_SIDES = (640, 320)
+_LARGEST_FACE = 320
 _CONFIDENCE = 0.8
 _SMALLEST_EYE_DISTANCE = 16.0
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Detector:
 
     def __init__(self, path: str | PathLike):
         _check_file(Path(path), "--detector")
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a warning at each start
         try:
             self._network = cv2.FaceDetectorYN.create(
                 str(path), "", (320, 320), score_threshold=_CONFIDENCE
@@ -70,8 +74,15 @@ class Detector:
         Args:
             image: uint8 (height, width, 3), RGB.
         """
+        for longest_side in _LONGEST_SIDES:
+            scale = max(1.0, max(image.shape[:2]) / longest_side)
+            faces = self._find(image, scale)
+            if all(max(face.box[2:]) <= _LARGEST_FACE * scale for face in faces):
+                break
+        return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+
+    def _find(self, image: np.ndarray, scale: float) -> list[Face]:
         height, width = image.shape[:2]
-        scale = max(1.0, max(height, width) / _LONGEST_SIDE)
         size = max(1, round(width / scale)), max(1, round(height / scale))
         if scale > 1:
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -82,7 +93,7 @@ class Detector:
             # Whole numbers are the centres of pixels, whose corners scale.
             landmarks = (row[4:14].reshape(5, 2) + 0.5) * scale - 0.5
             faces.append(Face(tuple((row[:4] * scale).tolist()), landmarks, float(row[14])))
-        return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+        return faces
 
 
 class Embedder:
@@ -107,7 +118,7 @@ class Embedder:
         self.name, shape, self._model = readers[path.suffix.lower()](path)
         if len(shape) != 4 or None in shape[1:] or shape[1] != shape[2] or shape[3] != 3:
             raise ValueError(f"{path} takes inputs of shape {shape}; square RGB images are needed.")
-        self._batch_size = shape[0] or 1
+        self._batch_size = shape[0]
         self.image_size = int(shape[1])
 
     def embed(self, crops: np.ndarray) -> np.ndarray:
@@ -121,7 +132,7 @@ class Embedder:
         """
         from keras_hybrid.evaluation import embed_batches
 
-        size = self._batch_size
+        size = self._batch_size or min(len(crops), _BATCH)
         batches = (crops[start : start + size] for start in range(0, len(crops), size))
         return embed_batches(self._model, batches, batch_size=size)[0]
 

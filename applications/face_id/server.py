@@ -1,9 +1,9 @@
 """The program's face to the browser: one page, and what it asks for.
 
-It is made for one person on one machine. Nobody logs in: whoever reaches the address may use it, which
-by default is this machine alone. A page from elsewhere, open in the same browser, is refused by the
-Host, Origin and Sec-Fetch-Site headers. A photograph is the body of a request; it is decoded,
-compared and forgotten.
+It is made for one person on one machine. Nobody logs in: whoever reaches the address may use it,
+which by default is this machine alone. A page from elsewhere, open in the same browser, is refused
+by the Host, Origin and Sec-Fetch-Site headers. A photograph is the body of a request; it is
+decoded, compared and forgotten.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from applications.face_id.photograph import MAX_BYTES, read_photograph
 from applications.face_id.recogniser import Face, Recogniser
 from applications.face_id.refusal import Refusal
 
-__all__ = ["LOOPBACK", "create_app"]
+__all__ = ["LOOPBACK", "Judge", "create_app"]
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -38,7 +38,7 @@ _TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _SECONDS_TO_SEND = 60
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; "
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -69,8 +69,8 @@ def create_app(
         photographs_per_minute: More are refused.
     """
     app = FastAPI(title="Face ID", docs_url=None, redoc_url=None, openapi_url=None)
-    judge = _Judge(calibration, false_accepts)
-    lock = threading.Lock()  # detector, interpreter and database serve one request at a time
+    judge = Judge(calibration, false_accepts)
+    lock = threading.Lock()  # one photograph at a time: detector, interpreter, database, memory
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable) -> Response:
@@ -90,7 +90,7 @@ def create_app(
         limiter.check()
         return await _read_body(request)
 
-    Photograph = Annotated[bytes, Depends(photograph)]  # noqa: N806
+    Photograph = Annotated[bytes, Depends(photograph)]
 
     for path, name in (("/", "index.html"), ("/style.css",) * 2, ("/page.js",) * 2):
         app.get(path)(_file_endpoint(_PAGE / name.lstrip("/")))
@@ -109,12 +109,12 @@ def create_app(
 
     @app.post("/api/identify")
     def identify(data: Photograph) -> dict[str, Any]:
-        image = read_photograph(data)
         with lock:
+            image = read_photograph(data)
             faces = recogniser.faces(image)
             names = {person.id: person.name for person in gallery.people()}
             answers = []
-            for face in faces:
+            for face in sorted(faces, key=lambda face: face.box[0]):  # as they are read
                 answer: dict[str, Any] = {"box": _box(face, image)}
                 if recogniser.is_too_small(face):
                     answer["verdict"] = "too_small"
@@ -126,9 +126,9 @@ def create_app(
 
     @app.post("/api/people/{number}/verify")
     def verify(number: int, data: Photograph) -> dict[str, Any]:
-        image = read_photograph(data)
         with lock:
             person = gallery.person(number)
+            image = read_photograph(data)
             face = recogniser.only_face(image)
             match = gallery.nearest(_embed(recogniser, image, face), number)
         answer = judge.answer(match) | {"name": person.name, "box": _box(face, image)}
@@ -153,14 +153,24 @@ def create_app(
             crop = recogniser.crop(image, face)
             embedding = recogniser.embed([crop])[0]
             notes = _doubts(gallery, judge, person and person.id, embedding)
-            person = gallery.add(name, embedding, _png(crop) if keep else None)
-        return {"person": asdict(person), "box": _box(face, image), "notes": notes}
+            number = gallery.add(name, embedding, _png(crop) if keep else None)
+            person = gallery.named(name)
+        return {
+            "person": asdict(person),
+            "photograph": number,
+            "box": _box(face, image),
+            "notes": notes,
+        }
 
-    @app.delete("/api/people/{number}")
-    def delete(number: int) -> dict[str, Any]:
+    @app.delete("/api/people/{number}", status_code=204)
+    def delete_person(number: int) -> None:
         with lock:
-            person = gallery.delete(number)
-        return {"name": person.name, "photographs": person.photographs + person.unusable}
+            gallery.delete_person(number)
+
+    @app.delete("/api/photographs/{number}", status_code=204)
+    def delete_photograph(number: int) -> None:
+        with lock:
+            gallery.delete_photograph(number)
 
     @app.get("/api/photographs/{number}/crop")
     def crop(number: int) -> Response:
@@ -170,7 +180,7 @@ def create_app(
     return app
 
 
-class _Judge:
+class Judge:
     """Turns similarities into verdicts, and says how often such a verdict is wrong."""
 
     def __init__(self, calibration: Calibration | None, false_accepts: float):
@@ -201,7 +211,7 @@ class _Judge:
         }
 
 
-def _doubts(gallery: Gallery, judge: _Judge, person: int | None, embedding: np.ndarray) -> list:
+def _doubts(gallery: Gallery, judge: Judge, person: int | None, embedding: np.ndarray) -> list:
     """What should be said before a photograph is enrolled as a person's."""
     notes = []
     names = {other.id: other.name for other in gallery.people()}
@@ -211,8 +221,7 @@ def _doubts(gallery: Gallery, judge: _Judge, person: int | None, embedding: np.n
             if judge.answer(match)["verdict"] == "unknown":
                 notes.append(
                     f"It does not look like the other photographs of {names[person]} (similarity "
-                    f"{match.score:.2f}). If it shows somebody else, delete {names[person]} and "
-                    "enrol again."
+                    f"{match.score:.2f}). If it shows somebody else, take it back."
                 )
         match = gallery.nearest(embedding)
         if match.person != person and judge.answer(match)["verdict"] == "match":

@@ -3,6 +3,7 @@
 const MAX_BYTES = 20 * 2 ** 20;
 const $ = (id) => document.getElementById(id);
 let photographs = []; // { file, name, url }
+let isAsked = false; // about these photographs: the next ones replace them
 let gallery = { people: [], calibration: null };
 let stream = null;
 
@@ -36,6 +37,8 @@ async function call(method, path, photograph = null) {
 // Photographs
 
 function add(files) {
+  if (isAsked) photographs.forEach(remove);
+  isAsked = false;
   for (const file of files) {
     photographs.push({ file, name: file.name, url: URL.createObjectURL(file) });
   }
@@ -144,13 +147,18 @@ onSubmit("enrol", () => enrol($("name").value, false));
 async function enrol(name, isKnown) {
   const keep = $("keep").checked;
   let known = isKnown;
-  await forEachPhotograph(async ({ file }) => {
-    const query = new URLSearchParams({ name, known, keep });
-    const answer = await call("POST", `api/people?${query}`, file);
-    known = true;
-    return { boxes: [answer.box], notices: [enrolled(answer)] };
-  }, (error) => sameName(error, name));
-  $("name").value = "";
+  try {
+    await forEachPhotograph(async ({ file }) => {
+      const query = new URLSearchParams({ name, known, keep });
+      const answer = await call("POST", `api/people?${query}`, file);
+      known = true;
+      return { boxes: [answer.box], notices: [enrolled(answer)] };
+    });
+  } catch (error) {
+    if (error.code !== "same_name") throw error;
+    return show(sameName(error, name));
+  }
+  if (known) $("name").value = "";
   await readGallery();
 }
 
@@ -173,20 +181,22 @@ async function run(action) {
     buttons.forEach((button) => (button.disabled = false));
     showGallery();
     $("answer").focus({ preventScroll: true });
-    $("answer").scrollIntoView({ block: "nearest" });
+    const { top } = $("answer").getBoundingClientRect();
+    if (top < 0 || top > innerHeight / 2) $("answer").parentElement.scrollIntoView();
   }
 }
 
-async function forEachPhotograph(ask, explain = () => null) {
+async function forEachPhotograph(ask) {
   if (!photographs.length) throw new Error("Choose a photograph first, or take one.");
-  show(element("p", { className: "hint", textContent: "Looking …" }));
   const results = [];
   for (const photograph of photographs) {
+    show(element("p", { className: "hint" }, `Looking at ${photograph.name} …`));
     let outcome;
     try {
       outcome = await ask(photograph);
     } catch (error) {
-      outcome = { boxes: [], notices: [explain(error) ?? problem(error.message)] };
+      if (error.code === "same_name") throw error; // the same for all of them
+      outcome = { boxes: [], notices: [problem(error.message)] };
     }
     const title = photographs.length > 1 ? element("p", { className: "hint" }, photograph.name) : null;
     results.push(
@@ -194,6 +204,7 @@ async function forEachPhotograph(ask, explain = () => null) {
     );
   }
   show(...results);
+  isAsked = true;
 }
 
 // Answers
@@ -216,15 +227,25 @@ function problem(message) {
 }
 
 function sameName(error, name) {
-  if (error.code !== "same_name") return null;
   const button = element("button", { type: "button", textContent: `Add to ${name}` });
   button.addEventListener("click", () => run(() => enrol(name, true)));
-  return element("div", { className: "notice bad" }, element("h3", {}, "Not enrolled"), error.message, element("p", {}, button));
+  return notice("doubt", "Not enrolled yet", error.message, button);
 }
 
-function enrolled({ person, notes }) {
-  const count = `${person.photographs} ${person.photographs === 1 ? "photograph" : "photographs"}`;
-  return notice(notes.length ? "bad" : "good", `Enrolled: ${person.name}`, `${count} of this person can be compared.`, ...notes);
+function enrolled({ person, photograph, notes }) {
+  const undo = element("button", { type: "button", textContent: "Take this photograph back" });
+  undo.addEventListener("click", () =>
+    run(async () => {
+      await call("DELETE", `api/photographs/${photograph}`);
+      await readGallery();
+      undo.closest(".notice").replaceWith(notice("good", "Taken back", "Nothing of this photograph is left in the gallery."));
+    }),
+  );
+  return notice(notes.length ? "doubt" : "good", `Enrolled: ${person.name}`, count(person), ...notes, undo);
+}
+
+function count({ photographs: number }) {
+  return number === 1 ? "1 photograph" : `${number} photographs`;
 }
 
 function facesFound({ faces }, wanted) {
@@ -252,9 +273,9 @@ function verdict(face, wanted, number) {
     const title = wanted === null ? face.name : `Yes, this is ${face.name}`;
     return notice("good", number + title, `Similarity ${score}; at least ${needed} is needed.`, errors);
   }
-  const missed = `About ${rate(1 - face.true_accepts)} comparisons of two photographs of one person stay below that.`;
+  const missed = face.true_accepts < 1 ? `About ${rate(1 - face.true_accepts)} comparisons of two photographs of one person stay below that.` : "";
   return wanted === null
-    ? notice("bad", `${number}Nobody enrolled`, `The most similar is ${face.name}: ${score}; at least ${needed} is needed. ${missed}`, errors)
+    ? notice("bad", `${number}Unknown person`, `The most similar is ${face.name}: ${score}; at least ${needed} is needed. ${missed}`, errors)
     : notice("bad", `No, this is not ${face.name}`, `Similarity ${score}; at least ${needed} is needed. ${missed}`, errors);
 }
 
@@ -267,10 +288,11 @@ function falseAccepts(face, wanted) {
     : text;
 }
 
-/** "1 of 1,000", "12 of 100". */
+/** "1 of 1,000", "12 of 100": two figures, never fewer errors than `share` means. */
 function rate(share) {
-  if (share <= 0) return "none of";
-  return share > 0.05 ? `${Math.ceil(100 * share)} of 100` : `1 of ${Math.floor(1 / share).toLocaleString("en")}`;
+  if (share > 0.05) return `${Math.ceil(100 * share)} of 100`;
+  const digits = 10 ** (Math.floor(Math.log10(1 / share)) - 1);
+  return `1 of ${(Math.floor(1 / share / digits) * digits).toLocaleString("en")}`;
 }
 
 /** The photograph with the faces' boxes, given as shares of its sides. */
@@ -305,7 +327,7 @@ function showGallery() {
   if (!model) return;
   const trust = calibration
     ? `Thresholds were measured on ${calibration.different_pairs.toLocaleString("en")} pairs of different people ` +
-      `(${calibration.photographs} photographs of ${calibration.people} people, ${calibration.source}); ` +
+      `(${calibration.photographs.toLocaleString("en")} photographs of ${calibration.people.toLocaleString("en")} people, ${calibration.source}); ` +
       "on photographs of another kind they may be wrong more often."
     : "Not calibrated: similarities are shown without a verdict.";
   $("about").textContent = `Model ${model.name}, ${model.fingerprint.slice(0, 12)}. ${trust}`;
@@ -321,11 +343,10 @@ function row(person) {
     ? element("p", {}, `${person.unusable} enrolled with another model cannot be compared: enrol again.`)
     : null;
   const crops = person.crops.map((number) => picture(`api/photographs/${number}/crop`, `Face of ${person.name}`));
-  const count = `${person.photographs} ${person.photographs === 1 ? "photograph" : "photographs"}`;
   return element(
     "li",
     {},
-    element("div", {}, element("strong", {}, person.name), ` · ${count}`, unusable, element("div", {}, ...crops)),
+    element("div", {}, element("strong", {}, person.name), ` · ${count(person)}`, unusable, element("div", {}, ...crops)),
     button,
   );
 }
