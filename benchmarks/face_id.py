@@ -1,4 +1,4 @@
-"""Does applications/face_id keep its promise: how many strangers are given a name, and who is missed?
+"""What applications/face_id promises, measured: strangers given a name, and people missed.
 
     python benchmarks/face_id.py mobilefacenet.tflite --detector yunet.onnx --data lfw/
 
