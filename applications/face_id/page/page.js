@@ -282,7 +282,7 @@ function verdict(face, wanted, number) {
 function falseAccepts(face, wanted) {
   const compared = face.comparisons === 1 ? "one photograph" : `${face.comparisons} photographs`;
   const whom = wanted === null ? "is given a name" : `is taken for ${face.name}`;
-  const text = `False accepts: at most ${rate(face.false_accepts)} strangers ${whom} (compared with ${compared}).`;
+  const text = `False accepts: at most about ${rate(face.false_accepts)} strangers ${whom} (compared with ${compared}).`;
   return face.false_accepts > gallery.false_accepts
     ? `${text} The calibration is too small to promise the ${rate(gallery.false_accepts)} asked for.`
     : text;
