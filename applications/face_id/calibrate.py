@@ -239,6 +239,8 @@ def embed_source(
             face = recogniser.faces(image)[0]
         except (UnreadableImageError, Refusal):
             continue
+        if recogniser.is_too_small(face):
+            continue
         crops.append(recogniser.crop(image, face))
         labels.append(int(source.labels[row]))
     embeddings = recogniser.embed(crops) if crops else np.empty((0, 0), np.float32)
