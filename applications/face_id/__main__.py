@@ -1,8 +1,6 @@
 """Start the program: ``python -m applications.face_id --model … --detector … --gallery …``."""
 
 import argparse
-import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -42,7 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args(arguments)
-    _choose_backend()
     try:
         app = _build(given)
     except (ValueError, ImportError) as error:
@@ -68,13 +65,6 @@ def _rate(text: str) -> float:
     if not 0 < rate < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return rate
-
-
-def _choose_backend() -> None:
-    """Keras needs a backend even where LiteRT does the work; TensorFlow takes longest to load."""
-    for backend in ("torch", "jax", "tensorflow"):
-        if importlib.util.find_spec(backend) is not None:
-            os.environ.setdefault("KERAS_BACKEND", backend)
 
 
 def _build(given: argparse.Namespace):

@@ -112,7 +112,6 @@ def create_app(
         with lock:
             image = read_photograph(data)
             faces = recogniser.faces(image)
-            names = {person.id: person.name for person in gallery.people()}
             answers = []
             for face in sorted(faces, key=lambda face: face.box[0]):  # as they are read
                 answer: dict[str, Any] = {"box": _box(face, image)}
@@ -120,7 +119,8 @@ def create_app(
                     answer["verdict"] = "too_small"
                 else:
                     match = gallery.nearest(_embed(recogniser, image, face))
-                    answer |= judge.answer(match) | {"name": names[match.person]}
+                    name = gallery.person(match.person).name
+                    answer |= judge.answer(match) | {"name": name}
                 answers.append(answer)
         return {"faces": answers}
 
@@ -214,21 +214,20 @@ class Judge:
 def _doubts(gallery: Gallery, judge: Judge, person: int | None, embedding: np.ndarray) -> list:
     """What should be said before a photograph is enrolled as a person's."""
     notes = []
-    names = {other.id: other.name for other in gallery.people()}
     try:
+        match = gallery.nearest(embedding)
+        if match.person != person and judge.answer(match)["verdict"] == "match":
+            notes.append(
+                f"It looks like {gallery.person(match.person).name} (similarity {match.score:.2f})."
+                " If that is the same person, delete one of the two."
+            )
         if person is not None:
             match = gallery.nearest(embedding, person)
             if judge.answer(match)["verdict"] == "unknown":
                 notes.append(
-                    f"It does not look like the other photographs of {names[person]} (similarity "
+                    "It does not look like the other photographs of this person (similarity "
                     f"{match.score:.2f}). If it shows somebody else, take it back."
                 )
-        match = gallery.nearest(embedding)
-        if match.person != person and judge.answer(match)["verdict"] == "match":
-            notes.append(
-                f"It looks like {names[match.person]} (similarity {match.score:.2f}). If that is "
-                "the same person, delete one of the two."
-            )
     except Refusal:  # nothing to compare with
         pass
     return notes
@@ -254,9 +253,9 @@ def _file_endpoint(path: Path) -> Callable[[], FileResponse]:
     return lambda: FileResponse(path)
 
 
-def _refusal(refusal: Refusal, **headers: str) -> JSONResponse:
+def _refusal(refusal: Refusal) -> JSONResponse:
     content = {"error": {"code": refusal.code, "message": str(refusal)}}
-    return JSONResponse(content, refusal.status, headers)
+    return JSONResponse(content, refusal.status)
 
 
 def _from_elsewhere(request: Request) -> JSONResponse | None:

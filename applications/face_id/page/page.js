@@ -78,7 +78,7 @@ $("files").addEventListener("change", (event) => {
 });
 
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  $("drop").addEventListener(kind, (event) => {
+  document.addEventListener(kind, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop") add(event.dataTransfer.files);
@@ -96,7 +96,7 @@ $("camera-open").addEventListener("click", async () => {
       NotFoundError: "There is no camera.",
       NotReadableError: "The camera is used by another program.",
     };
-    show(problem(reasons[error.name] ?? "The camera cannot be used from this address."));
+    show(problem(reasons[error.name] ?? "The browser does not give the camera to this page."));
     return;
   }
   $("video").srcObject = stream;
@@ -249,10 +249,12 @@ function count({ photographs: number }) {
 }
 
 function facesFound({ faces }, wanted) {
-  return {
-    boxes: faces.map((face) => face.box),
-    notices: faces.map((face, index) => verdict(face, wanted, faces.length > 1 ? `${index + 1}: ` : "")),
-  };
+  const notices = faces.map((face, index) => verdict(face, wanted, faces.length > 1 ? `${index + 1}: ` : ""));
+  const missing = gallery.people.filter(({ photographs }) => !photographs).map(({ name }) => name);
+  if (wanted === null && missing.length) {
+    notices.push(notice("doubt", "Not compared", `${missing.join(", ")}: enrolled with another model.`));
+  }
+  return { boxes: faces.map((face) => face.box), notices };
 }
 
 function verdict(face, wanted, number) {

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from applications.face_id import recogniser
@@ -13,7 +11,6 @@ def arguments(tmp_path, monkeypatch):
     """A command with stubs for what reads files; the server does not run."""
     monkeypatch.setattr(recogniser, "Detector", lambda path: Tiles())
     monkeypatch.setattr(recogniser, "Embedder", lambda path: Colours())
-    monkeypatch.setattr(os, "environ", dict(os.environ))
     names = {"model": "model.tflite", "detector": "yunet.onnx", "gallery": "gallery.db"}
     return [word for key, name in names.items() for word in (f"--{key}", str(tmp_path / name))]
 
