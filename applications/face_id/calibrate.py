@@ -162,7 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
         "each person, a .csv, .npz, .rec or tfds:NAME",
     )
     parser.add_argument("--images", help="for a .csv: the folder or .zip of its files")
-    parser.add_argument("--photographs", type=int, default=2000, help="default: 2000")
+    parser.add_argument(
+        "--photographs", type=int, default=2000, help="default: 2000, which make 2 million pairs"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which of them (default: 0)")
     parser.add_argument("--out", type=Path, help="default: MODEL.calibration.json")
     given = parser.parse_args(arguments)
