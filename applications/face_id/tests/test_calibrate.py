@@ -1,0 +1,73 @@
+import json
+
+import numpy as np
+import pytest
+
+from applications.face_id.calibrate import Calibration, Point, measure
+from applications.face_id.tests.conftest import CALIBRATION, MODEL
+
+
+def people(count=60, each=3, dim=16, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = np.repeat(rng.normal(size=(count, dim)), each, axis=0)
+    drawn = (centres + 0.6 * rng.normal(size=centres.shape)).astype(np.float32)
+    labels = np.repeat(np.arange(count), each)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True), labels
+
+
+def test_rates_are_those_of_all_pairs():
+    embeddings, labels = people()
+    calibration = measure(embeddings, labels, MODEL, "drawn")
+    pairs = [
+        (float(embeddings[i] @ embeddings[j]), labels[i] == labels[j])
+        for i in range(len(labels))
+        for j in range(i)
+    ]
+    same = np.array([score for score, is_same in pairs if is_same])
+    different = np.array([score for score, is_same in pairs if not is_same])
+    assert (calibration.same_pairs, calibration.different_pairs) == (180, 180 * 179 // 2 - 180)
+    assert (calibration.people, calibration.photographs) == (60, 180)
+    for point in calibration.points:
+        # Half a float32's step below: products in another order round differently.
+        cut = point.threshold - 1e-6
+        assert point.false_accepts == pytest.approx(np.mean(different >= cut), abs=1.1 / 15930)
+        assert point.true_accepts == pytest.approx(np.mean(same >= cut), abs=1.1 / 180)
+    rates, thresholds, _ = zip(*calibration.points, strict=True)
+    assert list(rates) == sorted(rates) and list(thresholds) == sorted(thresholds)[::-1]
+    assert rates[0] == pytest.approx(30 / calibration.different_pairs)
+    assert rates[-1] == pytest.approx(0.1, rel=0.01)
+
+
+def test_the_threshold_keeps_the_rate_that_is_asked_for():
+    assert CALIBRATION.at(0.02).threshold == 0.5
+    assert CALIBRATION.at(0.01).threshold == 0.5
+    assert CALIBRATION.at(0.009).threshold == 0.7
+    assert CALIBRATION.at(1e-4).threshold == 0.9
+    assert CALIBRATION.at(1e-9) == Point(1e-4, 0.9, 0.8)  # the strictest that was measured
+
+
+@pytest.mark.parametrize(("count", "each"), [(60, 1), (12, 3)])
+def test_too_few_pairs_say_nothing(count, each):
+    with pytest.raises(ValueError, match="at least 30 and 3000 are needed"):
+        measure(*people(count, each), MODEL, "few")
+
+
+def test_a_calibration_is_read_back_and_belongs_to_its_model(tmp_path):
+    file = tmp_path / "calibration.json"
+    CALIBRATION.write(file)
+    assert Calibration.read(file, MODEL) == CALIBRATION
+    with pytest.raises(ValueError, match="another model"):
+        Calibration.read(file, "f" * 64)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"points": [[1, 2]]}', '{"points": []}'])
+def test_other_files_are_not_calibrations(tmp_path, text):
+    file = tmp_path / "calibration.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="is not a calibration"):
+        Calibration.read(file, MODEL)
+    CALIBRATION.write(file)
+    content = json.loads(file.read_text()) | {"points": []}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="no points"):
+        Calibration.read(file, MODEL)
