@@ -8,13 +8,17 @@ PYTEST_FLAGS ?= -n 2
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-applications lint clean
 
 quickstart: $(VENV)/.tensorflow
 	KERAS_BACKEND=tensorflow $(VENV)/bin/python training/train.py quickstart --quiet
 
 test: $(VENV)/.tensorflow $(VENV)/.$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+# By file: a module's browser and exports are made once.
+test-applications: $(VENV)/.applications $(VENV)/.$(BACKEND)
+	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) --dist loadfile applications
 
 lint: $(VENV)/.tensorflow
 	$(VENV)/bin/python -m ruff check .
@@ -33,6 +37,12 @@ $(VENV)/.jax: $(VENV)/.tensorflow
 $(VENV)/.torch: $(VENV)/.tensorflow
 	$(PIP) "$(TORCH)"
 	$(PIP) -e ".[torch]"
+	touch $@
+
+# Without npm or Chromium the tests of the page in the browser are skipped.
+$(VENV)/.applications: $(VENV)/.tensorflow applications/browser/package-lock.json
+	$(PIP) -e ".[face-id]"
+	if command -v npm; then npm ci --prefix applications/browser --no-fund --no-audit; fi
 	touch $@
 
 clean:
