@@ -80,7 +80,8 @@ class Recipe:
             of InsightFace, or ``synthetic:IDENTITIESxIMAGES`` for people that are not in ``data``.
         pairs_images: For a list of pairs: the folder or .zip of its images.
         pairs_every: Epochs between verifications of the pairs during training, whose accuracy, its
-            deviation, area under the ROC and XNorm join the logs; 0: only at the end.
+            deviation, area under the ROC and XNorm join the logs, and whose ROC curves the report
+            shows in one figure; 0: only at the end.
         export: Formats to write at the end, joined by "+": "litert", "int8", "saved_model", "onnx";
             or "none".
     """

@@ -18,16 +18,25 @@ import numpy as np
 from keras_hybrid.evaluation.classification import ClassificationResult
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from keras_hybrid.evaluation.verification import VerificationResult
+    from keras_hybrid.evaluation.verification import RocCurve, VerificationResult
 
-__all__ = ["plot_confusion", "plot_history", "plot_roc", "plot_scores", "read_history"]
+__all__ = [
+    "plot_confusion",
+    "plot_history",
+    "plot_roc",
+    "plot_roc_over_training",
+    "plot_scores",
+    "read_history",
+]
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#6E6E6E"
 _PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _LINE_STYLES = ("-", "--", "-.", ":")
+_MOST_STAGES = 8  # more curves cannot be told apart
 
 
 def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Path:
@@ -47,12 +56,47 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
     if not results:
         raise ValueError("results is empty: there is nothing to plot.")
     figure = new_figure(6.4, 4.6)
+    colours = [_PALETTE[index % len(_PALETTE)] for index in range(len(results))]
+    axes = _draw_roc(figure, {name: result.roc for name, result in results.items()}, colours)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.9)
+    return save_figure(figure, path)
+
+
+def plot_roc_over_training(curves: Mapping[int, RocCurve], path: str | Path) -> Path:
+    """Draw the ROC curves of one model after several epochs, from light to dark.
+
+    The axes are those of :func:`plot_roc`. Of more than eight stages eight are drawn, evenly
+    spread, the first and the last among them.
+
+    Args:
+        curves: Curves by the number of finished epochs.
+        path: File to write.
+
+    Raises:
+        ValueError: If there are no curves.
+        ImportError: If matplotlib is missing.
+    """
+    if not curves:
+        raise ValueError("curves is empty: there is nothing to plot.")
+    figure = new_figure(6.4, 4.6)
+    from matplotlib import colormaps
+
+    epochs = sorted(curves)
+    shown = np.linspace(0, len(epochs) - 1, min(len(epochs), _MOST_STAGES)).round().astype(int)
+    shares = np.linspace(0.85, 0, len(shown)) if len(shown) > 1 else [0.0]
+    stages = {f"epoch {epochs[index]}": curves[epochs[index]] for index in shown}
+    _draw_roc(figure, stages, [colormaps["viridis"](share) for share in shares])
+    # Beside the axes: early and late curves together leave no free corner.
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
+    return save_figure(figure, path)
+
+
+def _draw_roc(figure: Figure, curves: Mapping[str, RocCurve], colours: Sequence[Any]) -> Axes:
     axes = figure.add_subplot()
-    smallest = min(1 / result.roc.num_different for result in results.values())
+    smallest = min(1 / roc.num_different for roc in curves.values())
     left = 10 ** math.floor(math.log10(smallest) - 1e-9)
     lowest = 1.0
-    for index, (name, result) in enumerate(results.items()):
-        roc = result.roc
+    for index, (name, roc) in enumerate(curves.items()):
         seen = roc.far > 0
         far = np.concatenate([[left], roc.far[seen]])
         tar = np.concatenate([[roc.tar_at(0.0)], roc.tar[seen]])
@@ -61,10 +105,10 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
             far,
             tar,
             where="post",
-            color=_PALETTE[index % len(_PALETTE)],
+            color=colours[index],
             linestyle=_LINE_STYLES[index % len(_LINE_STYLES)],
             linewidth=1.8,
-            label=f"{name}  (AUC {result.auc:.4f})",
+            label=f"{name}  (AUC {roc.auc:.4f})",
         )
     if lowest < 0.5:
         chance = np.geomspace(left, 1, 200)
@@ -77,8 +121,7 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
     axes.set_ylabel("True accept rate")
     axes.grid(which="major", alpha=0.35)
     axes.grid(which="minor", axis="x", alpha=0.12)
-    axes.legend(loc="lower right", frameon=True, framealpha=0.9)
-    return save_figure(figure, path)
+    return axes
 
 
 def plot_scores(result: VerificationResult, path: str | Path) -> Path:

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -49,6 +50,22 @@ def test_roc_plot_of_a_perfect_model_and_of_nothing(tmp_path):
     assert_is_a_drawing(evaluation.plot_roc({"perfect": perfect}, tmp_path / "roc.png"))
     with pytest.raises(ValueError, match="empty"):
         evaluation.plot_roc({}, tmp_path / "none.png")
+
+
+def test_roc_over_training_shows_the_first_and_the_last_of_many_stages(tmp_path):
+    rng = np.random.default_rng(0)
+    same = np.arange(400) % 2 == 0
+    curves = {
+        epoch: evaluation.roc_curve(rng.normal(same * 0.1 * epoch, 0.5), same)
+        for epoch in range(2, 42, 2)
+    }
+    path = evaluation.plot_roc_over_training(curves, tmp_path / "roc_over_training.svg")
+    drawn = [int(epoch) for epoch in re.findall(r"<!-- epoch (\d+)  \(AUC", path.read_text())]
+    assert len(drawn) == 8 and drawn == sorted(drawn) and (drawn[0], drawn[-1]) == (2, 40)
+    one = evaluation.plot_roc_over_training({7: curves[2]}, tmp_path / "roc_over_training.png")
+    assert_is_a_drawing(one)
+    with pytest.raises(ValueError, match="empty"):
+        evaluation.plot_roc_over_training({}, tmp_path / "none.png")
 
 
 def test_score_plot_also_of_collapsed_scores(tmp_path):
