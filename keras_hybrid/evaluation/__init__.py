@@ -12,6 +12,7 @@ from keras_hybrid.evaluation.classification import (
 from keras_hybrid.evaluation.inference import embed, embed_batches, embedding_norms, predict
 from keras_hybrid.evaluation.plots import (
     plot_confusion,
+    plot_histories,
     plot_history,
     plot_roc,
     plot_roc_over_training,
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate_pairs",
     "identify",
     "plot_confusion",
+    "plot_histories",
     "plot_history",
     "plot_roc",
     "plot_roc_over_training",
