@@ -132,7 +132,7 @@ def test_version(capsys):
             "leave --layer out",
         ),
         (
-            "explain a.jpg --model m.keras --method attention --layer a --layer b".split(),
+            ["explain", "a.jpg", "--model", "m", "--method", "attention", "--layer=a", "--layer=b"],
             "give --layer once",
         ),
         (
