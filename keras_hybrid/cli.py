@@ -151,8 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--layer",
+        action="append",
         metavar="NAME",
-        help="whose map Grad-CAM explains, or whose attention is drawn",
+        help="whose map Grad-CAM explains (give it again for several, side by side), or whose "
+        "attention is drawn",
     )
     command.add_argument(
         "--class",
@@ -366,6 +368,8 @@ def _check_explain(given: argparse.Namespace) -> None:
         raise UsageError(f"--out must end in .png, .svg or .pdf, got {given.out}.")
     if given.layer is not None and given.method in ("rollout", "tokens"):
         raise UsageError(f"--method {given.method} looks at all layers: leave --layer out.")
+    if len(given.layer or ()) > 1 and given.method in ("attention", "convolutional"):
+        raise UsageError(f"--method {given.method} draws one layer: give --layer once.")
     if given.class_ is not None and given.method not in ("auto", "grad-cam"):
         raise UsageError(f"--class belongs to Grad-CAM, not to --method {given.method}.")
     if given.class_ is not None and not given.class_.isdecimal() and given.names is None:

@@ -132,6 +132,10 @@ def test_version(capsys):
             "leave --layer out",
         ),
         (
+            ["explain", "a.jpg", "--model", "m", "--method", "attention", "--layer=a", "--layer=b"],
+            "give --layer once",
+        ),
+        (
             ["explain", "a.jpg", "--model", "m.keras", "--method", "rollout", "--class", "1"],
             "--class belongs to Grad-CAM",
         ),

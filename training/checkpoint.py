@@ -20,9 +20,11 @@ __all__ = [
     "VerifyPairs",
     "averaged_weights",
     "use_averaged_weights",
+    "verified_stages",
 ]
 
 POINTER = "latest.json"
+STAGES = "checkpoint/pairs"  # goes with the checkpoints when a run is thrown away
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -336,17 +338,20 @@ class VerifyPairs(keras.callbacks.Callback):
 
     Adds ``pairs_accuracy``, ``pairs_accuracy_std``, ``pairs_auc`` and ``pairs_xnorm`` (the mean
     length of an embedding before normalisation) to the epoch's logs. Must come before the
-    checkpoint in the list, which keeps them. No threshold and no model is chosen by them.
+    checkpoint in the list, which keeps them. No threshold and no model is chosen by them. The
+    pairs' scores, four bytes each, stay for `verified_stages`.
 
     Args:
         pairs: ``keras_hybrid.data.PairList``.
         every: Epochs between verifications.
+        folder: Folder of the run.
     """
 
-    def __init__(self, pairs, every: int):
+    def __init__(self, pairs, every: int, folder: pathlib.Path):
         super().__init__()
         self.pairs = pairs
         self.every = every
+        self.folder = folder / STAGES
 
     def on_epoch_end(self, epoch, logs=None):
         """Verify, with the average of the weights where the optimizer keeps one."""
@@ -360,3 +365,21 @@ class VerifyPairs(keras.callbacks.Callback):
         logs["pairs_accuracy_std"] = found.accuracy_std
         logs["pairs_auc"] = found.auc
         logs["pairs_xnorm"] = found.xnorm
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            self.folder / f"epoch{epoch + 1:04d}.npz",
+            scores=found.scores.astype("float32"),
+            same=found.same,
+        )
+
+
+def verified_stages(folder: pathlib.Path) -> dict[int, Any]:
+    """Return the ``RocCurve`` of each verification that `VerifyPairs` made, by finished epochs."""
+    from keras_hybrid.evaluation import roc_curve
+
+    stages = {}
+    for file in sorted((folder / STAGES).glob("epoch*.npz")):
+        with np.load(file) as arrays:
+            curve = roc_curve(arrays["scores"], arrays["same"])
+        stages[int(file.stem.removeprefix("epoch"))] = curve
+    return stages

@@ -83,7 +83,8 @@ class Recipe:
         pairs_landmarks: For a list of pairs: a table of its images' landmarks
             (``keras_hybrid.data.read_landmarks``), if the model takes them.
         pairs_every: Epochs between verifications of the pairs during training, whose accuracy, its
-            deviation, area under the ROC and XNorm join the logs; 0: only at the end.
+            deviation, area under the ROC and XNorm join the logs, and whose ROC curves the report
+            shows in one figure; 0: only at the end.
         export: Formats to write at the end, joined by "+": "litert", "int8", "saved_model", "onnx";
             or "none".
     """

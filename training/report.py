@@ -39,6 +39,7 @@ def finish(
         The results.
     """
     from keras_hybrid import evaluation
+    from training.checkpoint import verified_stages
 
     figures, tables = {}, {}
     kind = "Classes" if recipe.loss == "cross_entropy" else "Identities"
@@ -112,6 +113,11 @@ def finish(
         figures["ROC of the verification"] = evaluation.plot_roc(
             {"single crop": verified, "crop and mirror image": verified_flip}, out / "roc.png"
         )
+        stages = verified_stages(out)
+        if stages:
+            figures["ROC over training, single crop"] = evaluation.plot_roc_over_training(
+                stages, out / "roc_over_training.png"
+            )
         figures["Scores of the pairs"] = evaluation.plot_scores(verified, out / "scores.png")
     if recipe.export != "none":
         exported = _export(recipe, model, train, out)

@@ -314,7 +314,7 @@ def fit(
     callbacks = [
         batches.callback(),
         Throughput(recipe.batch_size),
-        *([VerifyPairs(pairs, recipe.pairs_every)] if recipe.pairs_every else []),
+        *([VerifyPairs(pairs, recipe.pairs_every, out)] if recipe.pairs_every else []),
         StopAtNaN(),
         checkpoint,
         *_tensorboard(out / "tensorboard"),

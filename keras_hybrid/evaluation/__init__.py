@@ -10,7 +10,14 @@ from keras_hybrid.evaluation.classification import (
     identify,
 )
 from keras_hybrid.evaluation.inference import embed, embed_batches, embedding_norms, predict
-from keras_hybrid.evaluation.plots import plot_confusion, plot_history, plot_roc, plot_scores
+from keras_hybrid.evaluation.plots import (
+    plot_confusion,
+    plot_histories,
+    plot_history,
+    plot_roc,
+    plot_roc_over_training,
+    plot_scores,
+)
 from keras_hybrid.evaluation.report import environment, write_report
 from keras_hybrid.evaluation.verification import (
     RocCurve,
@@ -41,8 +48,10 @@ __all__ = [
     "evaluate_pairs",
     "identify",
     "plot_confusion",
+    "plot_histories",
     "plot_history",
     "plot_roc",
+    "plot_roc_over_training",
     "plot_scores",
     "predict",
     "roc_curve",

@@ -18,16 +18,27 @@ import numpy as np
 from keras_hybrid.evaluation.classification import ClassificationResult
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    from keras_hybrid.evaluation.verification import VerificationResult
+    from keras_hybrid.evaluation.verification import RocCurve, VerificationResult
 
-__all__ = ["plot_confusion", "plot_history", "plot_roc", "plot_scores", "read_history"]
+__all__ = [
+    "plot_confusion",
+    "plot_histories",
+    "plot_history",
+    "plot_roc",
+    "plot_roc_over_training",
+    "plot_scores",
+    "read_history",
+]
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#6E6E6E"
 _PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _LINE_STYLES = ("-", "--", "-.", ":")
+_MOST_STAGES = 8  # more curves cannot be told apart
 
 
 def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Path:
@@ -47,12 +58,47 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
     if not results:
         raise ValueError("results is empty: there is nothing to plot.")
     figure = new_figure(6.4, 4.6)
+    colours = [_PALETTE[index % len(_PALETTE)] for index in range(len(results))]
+    axes = _draw_roc(figure, {name: result.roc for name, result in results.items()}, colours)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.9)
+    return save_figure(figure, path)
+
+
+def plot_roc_over_training(curves: Mapping[int, RocCurve], path: str | Path) -> Path:
+    """Draw the ROC curves of one model after several epochs, from light to dark.
+
+    The axes are those of :func:`plot_roc`. Of more than eight stages eight are drawn, evenly
+    spread, the first and the last among them.
+
+    Args:
+        curves: Curves by the number of finished epochs.
+        path: File to write.
+
+    Raises:
+        ValueError: If there are no curves.
+        ImportError: If matplotlib is missing.
+    """
+    if not curves:
+        raise ValueError("curves is empty: there is nothing to plot.")
+    figure = new_figure(6.4, 4.6)
+    from matplotlib import colormaps
+
+    epochs = sorted(curves)
+    shown = np.linspace(0, len(epochs) - 1, min(len(epochs), _MOST_STAGES)).round().astype(int)
+    shares = np.linspace(0.85, 0, len(shown)) if len(shown) > 1 else [0.0]
+    stages = {f"epoch {epochs[index]}": curves[epochs[index]] for index in shown}
+    _draw_roc(figure, stages, [colormaps["viridis"](share) for share in shares])
+    # Beside the axes: early and late curves together leave no free corner.
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
+    return save_figure(figure, path)
+
+
+def _draw_roc(figure: Figure, curves: Mapping[str, RocCurve], colours: Sequence[Any]) -> Axes:
     axes = figure.add_subplot()
-    smallest = min(1 / result.roc.num_different for result in results.values())
+    smallest = min(1 / roc.num_different for roc in curves.values())
     left = 10 ** math.floor(math.log10(smallest) - 1e-9)
     lowest = 1.0
-    for index, (name, result) in enumerate(results.items()):
-        roc = result.roc
+    for index, (name, roc) in enumerate(curves.items()):
         seen = roc.far > 0
         far = np.concatenate([[left], roc.far[seen]])
         tar = np.concatenate([[roc.tar_at(0.0)], roc.tar[seen]])
@@ -61,10 +107,10 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
             far,
             tar,
             where="post",
-            color=_PALETTE[index % len(_PALETTE)],
+            color=colours[index],
             linestyle=_LINE_STYLES[index % len(_LINE_STYLES)],
             linewidth=1.8,
-            label=f"{name}  (AUC {result.auc:.4f})",
+            label=f"{name}  (AUC {roc.auc:.4f})",
         )
     if lowest < 0.5:
         chance = np.geomspace(left, 1, 200)
@@ -77,8 +123,7 @@ def plot_roc(results: Mapping[str, VerificationResult], path: str | Path) -> Pat
     axes.set_ylabel("True accept rate")
     axes.grid(which="major", alpha=0.35)
     axes.grid(which="minor", axis="x", alpha=0.12)
-    axes.legend(loc="lower right", frameon=True, framealpha=0.9)
-    return save_figure(figure, path)
+    return axes
 
 
 def plot_scores(result: VerificationResult, path: str | Path) -> Path:
@@ -149,13 +194,12 @@ def plot_history(
         axes = figure.add_subplot(rows, columns, index + 1)
         for name, values in curves.items():
             validation = name == "validation"
-            axes.plot(
-                epochs[: len(values)],
+            _draw_curve(
+                axes,
+                epochs,
                 values,
                 color=VERMILION if validation else BLUE,
                 linestyle="--" if validation else "-",
-                marker="o" if len(values) == 1 else None,
-                linewidth=1.7,
                 label=name,
             )
         axes.set_title(title.replace("_", " "))
@@ -165,6 +209,87 @@ def plot_history(
         if len(curves) > 1:
             axes.legend(frameon=True, framealpha=0.9)
     return save_figure(figure, path)
+
+
+def plot_histories(
+    histories: Mapping[str, Mapping[str, Sequence[float]] | str | Path],
+    path: str | Path,
+    quantities: Sequence[str] = ("loss", "accuracy"),
+) -> Path:
+    """Draw the curves of several training runs, a line for each run.
+
+    A row of panels for each quantity: training, and validation beside it where a run has any.
+
+    Args:
+        histories: Histories, as :func:`plot_history` takes one, by the names in the legend.
+        path: File to write.
+        quantities: Names of logs, without ``val_``.
+
+    Raises:
+        ValueError: If there are no histories or quantities, a history is broken, or a run has not
+            logged a quantity.
+        ImportError: If matplotlib is missing.
+    """
+    if not histories or not quantities:
+        raise ValueError("histories and quantities must not be empty: there is nothing to plot.")
+    runs = {name: read_history(history) for name, history in histories.items()}
+    for name, (_, panels) in runs.items():
+        lacking = [quantity for quantity in quantities if quantity not in panels]
+        if lacking:
+            raise ValueError(
+                f"The run {name!r} has not logged {', '.join(lacking)}; it has {', '.join(panels)}."
+            )
+    # A quantity without validation, such as the learning rate, has one panel.
+    kinds = {
+        quantity: [
+            kind
+            for kind in ("training", "validation")
+            if any(kind in panels[quantity] for _, panels in runs.values())
+        ]
+        for quantity in quantities
+    }
+    columns = max(map(len, kinds.values()))
+    figure = new_figure(6.4, 0.6 + 2.3 * len(quantities) + 0.18 * len(runs))
+    grid = figure.subplots(len(quantities), columns, squeeze=False, sharex="row", sharey="row")
+    lines = {}
+    for quantity, row in zip(quantities, grid, strict=True):
+        for axes in row[len(kinds[quantity]) :]:
+            axes.remove()
+        for kind, axes in zip(kinds[quantity], row, strict=False):
+            for index, (name, (epochs, panels)) in enumerate(runs.items()):
+                if kind in panels[quantity]:
+                    lines[name] = _draw_curve(
+                        axes,
+                        epochs,
+                        panels[quantity][kind],
+                        color=_PALETTE[index % len(_PALETTE)],
+                        linestyle=_LINE_STYLES[index % len(_LINE_STYLES)],
+                    )
+            title = quantity.replace("_", " ")
+            axes.set_title(f"{title}, {kind}" if len(kinds[quantity]) > 1 else title, fontsize=10)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.3)
+    # Dollar signs would start matplotlib's mathematics.
+    figure.legend(
+        lines.values(),
+        [name.replace("$", r"\$") for name in lines],
+        loc="outside lower center",
+        ncols=2 if len(runs) > 3 else 1,
+        frameon=False,
+        fontsize=9,
+        handlelength=3.2,
+    )
+    return save_figure(figure, path)
+
+
+def _draw_curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> Line2D:
+    """Draw what is known of a curve; epochs without a validation leave no gap in it."""
+    epochs = epochs[: len(values)]
+    known = np.isfinite(values)
+    marker = "o" if known.sum() == 1 else None
+    (line,) = axes.plot(epochs[known], values[known], marker=marker, linewidth=1.7, **style)
+    return line
 
 
 def plot_confusion(
@@ -248,17 +373,25 @@ def read_history(
         NaN where nothing was logged. Losses come first and the learning rate last.
 
     Raises:
-        ValueError: If there are no curves.
+        ValueError: If there are no curves, a file is no table, or a column of numbers holds
+            something else.
     """
-    table = _read_csv(Path(history)) if isinstance(history, str | Path) else history
+    is_file = isinstance(history, str | Path)
+    table = _read_csv(Path(history)) if is_file else history
+    source = str(history) if is_file else "The history"
     columns = {}
     for name, values in table.items():
         numbers = [_number(value) for value in values]
-        if any(math.isfinite(number) for number in numbers):
-            columns[name] = np.array(numbers, "float64")
+        if not any(number is not None and math.isfinite(number) for number in numbers):
+            continue
+        if None in numbers:
+            raise ValueError(
+                f"{source}: {values[numbers.index(None)]!r} in the column {name!r} is no number."
+            )
+        columns[name] = np.array(numbers, "float64")
     epochs = columns.pop("epoch", None)
     if not columns:
-        raise ValueError("The history holds no curves.")
+        raise ValueError(f"{source} holds no curves.")
     longest = max(len(values) for values in columns.values())
     if epochs is None or len(epochs) < longest or not np.isfinite(epochs).all():
         epochs = np.arange(1, longest + 1, dtype="float64")
@@ -277,16 +410,28 @@ def read_history(
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file: {error}") from error
+    names, *rows = rows or [[]]
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(names):
+            raise ValueError(
+                f"{path}, line {number}: expected {len(names)} values, got {len(row)}."
+            )
+    return {name: [row[index] for row in rows] for index, name in enumerate(names)}
 
 
-def _number(value: Any) -> float:
+def _number(value: Any) -> float | None:
+    """Return a logged value, NaN where there is none, None for what is no number."""
+    if value is None or value == "":
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError):
-        return math.nan
+        return None
 
 
 def _short_share(value: float) -> str:

@@ -63,7 +63,7 @@ _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One square of a figure: an image, a map, or an image seen through a map.
+    """One square of a figure: an image, a map, an image seen through a map, or an empty place.
 
     Attributes:
         title: What it shows.
@@ -370,10 +370,10 @@ GRAD_CAM_CAPTION = (
 )
 
 
-def grad_cam_panels(image: np.ndarray, cam: np.ndarray, title: str = "Grad-CAM") -> list[Panel]:
+def grad_cam_panels(image: np.ndarray, cam: np.ndarray) -> list[Panel]:
     """Return a map's panel, and one of the image seen through it."""
     return [
-        Panel(title, values=cam, label="share of the maximum", top=1.0),
+        Panel("Grad-CAM", values=cam, label="share of the maximum", top=1.0),
         Panel("seen through it", image, cam, top=1.0),
     ]
 
@@ -562,6 +562,8 @@ def draw(lines: Sequence[Sequence[Panel]], caption: str) -> Figure:
         floor -= over + height
         groups: dict[tuple, list] = {}
         for column, panel in enumerate(line):
+            if panel.image is None and panel.values is None:
+                continue
             left = GAP + column * (width + GAP)
             drawn = _draw_panel(axes_at(left, floor, width, height), panel, shape)
             if panel.label:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ class _Figure:
 
     model: keras.Model
     image: np.ndarray
-    layer: str | None
+    layers_asked: tuple[str, ...]
     class_index: int | None
     rows: list = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ def explain_image(
     image: ArrayLike,
     path: str | Path,
     method: str = "auto",
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     class_index: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Explanation:
@@ -90,8 +90,8 @@ def explain_image(
             beside that of queries and keys. ``"auto"``: each that the model can give, single heads
             only where there is no rollout. Where a model pools a sequence, attention is that of the
             token with the largest weight; else that of the class token, or of the average one.
-        layer: The layer Grad-CAM explains, or whose attention is drawn. ``None``: those of
-            `default_layers`, and the last attention layer.
+        layer: The layer Grad-CAM explains, or several, side by side; or the one whose attention is
+            drawn. ``None``: those of `default_layers`, and the last attention layer.
         class_index: The class that Grad-CAM explains; ``None``: the one with the highest score.
         class_names: The classes' names, for the figure.
 
@@ -105,8 +105,11 @@ def explain_image(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
-    if layer is not None and method not in (*_WITH_LAYER, "auto"):
+    layers = (layer,) if isinstance(layer, str) else tuple(layer or ())
+    if layers and method not in (*_WITH_LAYER, "auto"):
         raise ValueError(f"method={method!r} looks at all layers: leave layer={layer!r} out.")
+    if len(layers) > 1 and method in ("attention", "convolutional"):
+        raise ValueError(f"method={method!r} draws one layer: got layer={layer!r}.")
     image = np.asarray(image)
     if image.ndim != 3:
         raise ValueError(f"image must have shape (height, width, channels), got {image.shape}.")
@@ -116,7 +119,7 @@ def explain_image(
     classes = model.outputs[0].shape[-1] if facts else 0
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"class_names must hold {classes} names, got {len(class_names)}.")
-    figure = _Figure(model, image[np.newaxis], layer, class_index)
+    figure = _Figure(model, image[np.newaxis], layers, class_index)
     _choose_query(figure)
     notes: list[str] = []
     if method == "auto":
@@ -180,11 +183,11 @@ def _draw_all(figure: _Figure, has_classes: bool) -> list[str]:
 
     if not has_classes:
         notes.append("grad-cam: the model ends in no classes.")
-    elif figure.layer is not None or figure.class_index is not None:
+    elif figure.layers_asked or figure.class_index is not None:
         _draw_grad_cam(figure)  # what was asked for must not go missing
     else:
         attempt("grad-cam")
-    figure.layer = None  # a figure of all takes it for Grad-CAM's
+    figure.layers_asked = ()  # a figure of all takes them for Grad-CAM's
     for name in ("tokens", "rollout", "convolutional"):
         attempt(name)
     if not {"rollout", "convolutional"} & set(figure.layers):
@@ -195,13 +198,21 @@ def _draw_all(figure: _Figure, has_classes: bool) -> list[str]:
 
 
 def _draw_grad_cam(figure: _Figure) -> None:
-    layers = [figure.layer] if figure.layer else default_layers(figure.model)
+    layers = figure.layers_asked or tuple(default_layers(figure.model))
+    drawn = []
     for layer in layers:
         (cam,) = grad_cam(figure.model, figure.image, figure.class_index, layer=layer)
-        title = "Grad-CAM" if len(layers) == 1 else f"Grad-CAM\n{layer}"
-        figure.rows.append(plots.grad_cam_panels(figure.image[0], cam, title))
+        drawn.append(plots.grad_cam_panels(figure.image[0], cam))
+    if len(layers) == 1:
+        figure.rows += drawn
+    else:  # side by side: the image seen through each layer's map, and the map below it
+        through, maps = [], [plots.Panel("")]
+        for layer, (cam_panel, seen_panel) in zip(layers, drawn, strict=True):
+            through.append(replace(seen_panel, title=f"seen through\n{layer}"))
+            maps.append(replace(cam_panel, title=f"Grad-CAM\n{layer}"))
+        figure.rows += [through, maps]
     figure.captions.append(plots.GRAD_CAM_CAPTION)
-    figure.layers["grad-cam"] = tuple(layers)
+    figure.layers["grad-cam"] = layers
 
 
 def _draw_tokens(figure: _Figure) -> None:
@@ -220,7 +231,7 @@ def _draw_rollout(figure: _Figure) -> None:
 
 
 def _draw_attention(figure: _Figure) -> None:
-    name, scores = _last(attention_maps(figure.model, figure.image), figure.layer)
+    name, scores = _last(attention_maps(figure.model, figure.image), figure.layers_asked)
     if len(scores) > 1:
         raise ValueError(
             f"Layer {name!r} attends within {len(scores)} windows; no token looks at all the image."
@@ -233,7 +244,7 @@ def _draw_attention(figure: _Figure) -> None:
 
 def _draw_convolutional(figure: _Figure) -> None:
     maps = convolutional_attention_maps(figure.model, figure.image)
-    name, parts = _last(maps, figure.layer)
+    name, parts = _last(maps, figure.layers_asked)
     one = {part: values[0] for part, values in parts.items()}
     panels, whose, figure.mark = plots.part_panels(one, figure.query, figure.image[0])
     figure.rows.append(panels)
@@ -250,9 +261,9 @@ _DRAW: dict[str, Callable[[_Figure], None]] = {
 }
 
 
-def _last(maps: dict[str, Any], layer: str | None) -> tuple[str, Any]:
-    """Return the name and the maps of a layer, the last one if none is named."""
-    name = layer or list(maps)[-1]
+def _last(maps: dict[str, Any], asked: tuple[str, ...]) -> tuple[str, Any]:
+    """Return the name and the maps of a layer, the last one if none is asked for."""
+    name = asked[0] if asked else list(maps)[-1]
     if name not in maps:
-        raise ValueError(f"No attention layer is named {layer!r}. There are {', '.join(maps)}.")
+        raise ValueError(f"No attention layer is named {name!r}. There are {', '.join(maps)}.")
     return name, maps[name]

@@ -1,9 +1,11 @@
+import re
 import sys
 
 import numpy as np
 import pytest
 
 from keras_hybrid import evaluation
+from keras_hybrid.evaluation import plots
 from keras_hybrid.evaluation.plots import read_history
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -51,6 +53,22 @@ def test_roc_plot_of_a_perfect_model_and_of_nothing(tmp_path):
         evaluation.plot_roc({}, tmp_path / "none.png")
 
 
+def test_roc_over_training_shows_the_first_and_the_last_of_many_stages(tmp_path):
+    rng = np.random.default_rng(0)
+    same = np.arange(400) % 2 == 0
+    curves = {
+        epoch: evaluation.roc_curve(rng.normal(same * 0.1 * epoch, 0.5), same)
+        for epoch in range(2, 42, 2)
+    }
+    path = evaluation.plot_roc_over_training(curves, tmp_path / "roc_over_training.svg")
+    drawn = [int(epoch) for epoch in re.findall(r"<!-- epoch (\d+)  \(AUC", path.read_text())]
+    assert len(drawn) == 8 and drawn == sorted(drawn) and (drawn[0], drawn[-1]) == (2, 40)
+    one = evaluation.plot_roc_over_training({7: curves[2]}, tmp_path / "roc_over_training.png")
+    assert_is_a_drawing(one)
+    with pytest.raises(ValueError, match="empty"):
+        evaluation.plot_roc_over_training({}, tmp_path / "none.png")
+
+
 def test_score_plot_also_of_collapsed_scores(tmp_path):
     assert_is_a_drawing(evaluation.plot_scores(verification_result(), tmp_path / "scores.png"))
     flat = evaluation.verify_scores([0.5] * 4, [1, 0, 1, 0], folds=1)
@@ -62,6 +80,55 @@ def test_history_plot_from_a_dict_and_a_csv_file(tmp_path):
     table = tmp_path / "log.csv"
     table.write_text("epoch,accuracy,loss,val_loss\n0,0.1,9,8\n1,0.5,4,\n")
     assert_is_a_drawing(evaluation.plot_history(table, tmp_path / "csv.png"))
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, in place of files."""
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    return drawn
+
+
+def points(line):
+    return list(zip(*(values.tolist() for values in line.get_data()), strict=True))
+
+
+def test_epochs_without_validation_leave_no_gap_in_the_curve(figures, tmp_path):
+    history = {"loss": [4.0, 3.0, 2.0, 1.0], "val_loss": [None, 3.5, None, 1.5]}
+    evaluation.plot_history(history, tmp_path / "history.png")
+    training, validation = figures[0].axes[0].lines
+    assert points(training) == [(1, 4), (2, 3), (3, 2), (4, 1)]
+    assert points(validation) == [(2, 3.5), (4, 1.5)]
+
+
+def test_several_runs_have_a_line_each_in_every_panel(figures, tmp_path):
+    table = tmp_path / "log.csv"
+    table.write_text("epoch,loss,accuracy,rate,val_loss\n0,3,0.1,1,\n1,2,0.2,1,2.5\n")
+    histories = {"one": HISTORY | {"rate": [1, 1, 1]}, "two": table}
+    quantities = ("loss", "accuracy", "rate")
+    evaluation.plot_histories(histories, tmp_path / "curves.png", quantities)
+    (figure,) = figures
+    drawn = {axes.get_title(): [points(line) for line in axes.lines] for axes in figure.axes}
+    assert list(drawn) == [
+        "loss, training", "loss, validation", "accuracy, training", "accuracy, validation", "rate",
+    ]  # fmt: skip
+    assert drawn["loss, training"] == [[(1, 9), (2, 4), (3, 2)], [(1, 3), (2, 2)]]
+    assert drawn["loss, validation"] == [[(1, 8), (2, 5), (3, 4)], [(2, 2.5)]]
+    assert drawn["accuracy, validation"] == [[(1, 0.1), (2, 0.4), (3, 0.5)]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+    styles = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len({color for color, _ in styles}) == len({style for _, style in styles}) == 2
+
+
+def test_several_runs_are_drawn_only_where_there_is_something(tmp_path):
+    path = evaluation.plot_histories({"$a$": HISTORY, "b": HISTORY}, tmp_path / "curves.png")
+    assert_is_a_drawing(path)
+    with pytest.raises(ValueError, match="'a' has not logged top5; it has loss, accuracy"):
+        evaluation.plot_histories({"a": HISTORY}, path, ["loss", "top5"])
+    for histories, quantities in (({}, ["loss"]), ({"a": HISTORY}, [])):
+        with pytest.raises(ValueError, match="must not be empty"):
+            evaluation.plot_histories(histories, path, quantities)
 
 
 def test_histories_are_sorted_into_panels(tmp_path):

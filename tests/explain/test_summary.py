@@ -117,6 +117,26 @@ def test_branches_are_explained_one_by_one(lines, tmp_path):
     assert [f"Grad-CAM\n{layer}" in titles for layer in layers] == [True, True]
 
 
+def test_the_modules_of_resnet_fct_stand_side_by_side(lines, tmp_path):
+    model = kh.create_model(
+        "resnet50_fct", stem_channels=8, depths=(1, 1, 1, 1), widths=(4, 8, 8, 8), dim=16
+    )
+    image = photographs(1)[0]
+    result = kh.explain.explain_image(model, image, tmp_path / "x.png", "grad-cam")
+    assert result.layers == {"grad-cam": ("fct0", "fct1", "fct2")}
+    chosen = ("fct2", "stride01")
+    kh.explain.explain_image(model, image, tmp_path / "y.png", "grad-cam", layer=chosen)
+    for (drawn, _), layers in zip(lines, (result.layers["grad-cam"], chosen), strict=True):
+        (photo, *through), (empty, *maps) = drawn
+        np.testing.assert_array_equal(photo.image, image)
+        assert empty.image is None and empty.values is None
+        for layer, seen, below in zip(layers, through, maps, strict=True):
+            assert (seen.title, below.title) == (f"seen through\n{layer}", f"Grad-CAM\n{layer}")
+            expected = kh.explain.grad_cam(model, image[None], result.predicted, layer=layer)[0]
+            np.testing.assert_allclose(below.values, expected, atol=1e-5)
+            np.testing.assert_array_equal(seen.values, below.values)
+
+
 def test_an_embedder_has_no_class_to_explain(tmp_path):
     model = tiny_facerec_small(include_top=False, pooling="native")
     image = photographs(1)[0]
@@ -135,6 +155,7 @@ def test_an_embedder_has_no_class_to_explain(tmp_path):
         ({"method": "lime"}, "method must be one of auto, grad-cam"),
         ({"method": "tokens", "layer": "norm"}, "leave layer='norm' out"),
         ({"layer": "norm7"}, "no layer named 'norm7'"),
+        ({"method": "attention", "layer": ["a", "b"]}, r"draws one layer: got layer=\['a', 'b'\]"),
         ({"class_index": 9}, r"class_index must be in \[0, 5\), got 9"),
         ({"image": photographs(1)}, r"image must have shape \(height, width, channels\)"),
         ({"class_names": ["a"]}, "class_names must hold 5 names, got 1"),

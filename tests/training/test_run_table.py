@@ -4,6 +4,8 @@ import argparse
 import csv
 import dataclasses
 import inspect
+import pathlib
+import shlex
 
 import keras
 import pytest
@@ -14,6 +16,7 @@ from training import run_table, train
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names
 from training.run_table import TABLES, row_recipe
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS = [(table, row) for table in TABLES for row in TABLES[table].rows]
 
 # What a recipe asks for does not depend on the backend, and `fit` of every family on each of them
@@ -73,6 +76,53 @@ def test_every_row_names_a_model_and_arguments_that_it_has(table, name):
     accepted = inspect.signature(builder).parameters
     passes_on = any(p.kind is p.VAR_KEYWORD for p in accepted.values())  # ViT's sizes do
     assert passes_on or set(recipe.model_arguments) <= set(accepted)
+
+
+def commands_of_docs() -> list[list[str]]:
+    """The arguments of each call of run_table.py in the section on tables of docs/training.md."""
+    section = (ROOT / "docs" / "training.md").read_text().split("## One command per table")[1]
+    section = section.split("\n## ")[0].replace("\\\n", " ")
+    lines = [line for line in section.splitlines() if line.startswith("python training/run_table")]
+    return [shlex.split(line)[2:] for line in lines]
+
+
+def test_the_docs_have_a_command_for_each_table_at_full_length_and_at_a_reduced_one():
+    """Parsing a command builds the recipe of each row."""
+    found = [run_table.parse(arguments) for arguments in commands_of_docs()]
+    full = [given for given in found if given.backend == "jax"]
+    assert [given.name for given in full] == list(dict.fromkeys(g.name for g in full))
+    assert {given.name for given in full} == set(TABLES)
+    for given in full:
+        assert given.precision == "mixed_bfloat16" and given.rows is None
+        for row in TABLES[given.name].rows.values():
+            changed = row_recipe(row, given, seed=0)
+            assert changed.epochs == load_recipe(row.recipe).epochs
+            assert changed.image_size == row.changes.get(
+                "image_size", load_recipe(row.recipe).image_size
+            )
+    reduced = [given for given in found if given.backend is None and given.precision]
+    assert {given.name for given in reduced} == set(TABLES)
+    for given in reduced:
+        for row in TABLES[given.name].rows.values():
+            recipe = row_recipe(row, given, seed=0)
+            # A schedule that only warms up would compare nothing.
+            assert recipe.schedule != "cosine" or recipe.warmup_epochs < recipe.epochs / 2
+
+
+@once
+def test_pretrained_weights_stand_in_a_trunk_that_gives_the_maps_of_the_other_rows(monkeypatch):
+    import keras_hybrid as kh
+    from keras_hybrid.applications.imagenet import ImageNetWeights
+
+    loaded = []
+    monkeypatch.setattr(ImageNetWeights, "load", lambda self, model: loaded.append(self.network))
+    recipe = row_recipe(TABLES["resnet_fct"].rows["resnet50_fct_pretrained"], options(), seed=0)
+    shape = (recipe.image_size, recipe.image_size, 3)
+    model = kh.create_model(recipe.model, input_shape=shape, **recipe.model_arguments)
+    assert loaded == ["ResNet50"]
+    # A CIFAR stem keeps 32×32; the modules halve what the first three stages give.
+    sizes = [model.get_layer(f"fct{i}").output.shape[1] for i in range(3)]
+    assert sizes == [32 // 2, 32 // 4, 32 // 8]
 
 
 def test_published_figures_belong_to_rows_and_are_percent():
@@ -147,6 +197,8 @@ def test_a_row_whose_landmarks_are_missing_stops_the_table_before_the_first_row(
         (["figure_7"], "invalid choice"),
         (["san", "--rows", "san_10"], "san has san_baseline_pairwise"),
         (["san", "--seed", "1"], "--seeds instead"),
+        (["san", "--epochs", "ten"], "--epochs must be int"),
+        (["cct", "--loss", "cosface"], "need loss='cross_entropy'"),
     ],
 )
 def test_a_wrong_command_is_named(arguments, message, capsys):

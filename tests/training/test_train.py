@@ -19,6 +19,7 @@ from keras_hybrid.applications.kprpe import ALIGNED_LANDMARKS
 from tests import cases
 from tests.data.test_recordio import insightface, picture, write
 from training import report, train
+from training.checkpoint import verified_stages
 from training.recipe import Recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -313,9 +314,16 @@ def test_pairs_are_verified_over_training_with_the_averaged_weights(tmp_path):
     for name in ("accuracy", "accuracy_std", "auc", "xnorm"):
         expected = results["verification"][name]
         assert history[1][f"pairs_{name}"] == pytest.approx(expected, rel=1e-4)
+    # What the run keeps of each stage makes the figure of the report.
+    stages = verified_stages(tmp_path)
+    assert list(stages) == [2]
+    assert stages[2].auc == pytest.approx(results["verification"]["auc"], rel=1e-4)
+    assert (tmp_path / "roc_over_training.png").exists()
+    assert "ROC over training" in (tmp_path / "report.html").read_text()
     # Verifying leaves the run as it was.
     plain = train.run(dataclasses.replace(recipe, pairs_every=0), tmp_path / "plain", verbose=0)
     assert plain["loss"] == pytest.approx(results["loss"], rel=1e-5)
+    assert not (tmp_path / "plain" / "roc_over_training.png").exists()
 
 
 def test_images_read_lazily_train_the_same_model(tmp_path, monkeypatch):

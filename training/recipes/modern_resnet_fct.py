@@ -1,6 +1,6 @@
 """ResNet-50 with FCT modules on CIFAR-10 with a recipe of ours.
 
-Command: ``python training/train.py modern_resnet_fct``
+Command: ``python training/train.py modern_resnet_fct`` (data as for ``resnet_fct_cifar10``)
 Hardware: a CUDA GPU with ``--precision mixed_bfloat16``.
 Expected: the paper reports 93.35 % from scratch with its own recipe.
 Measured: not yet.

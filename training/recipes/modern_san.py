@@ -1,6 +1,7 @@
 """SAN on CIFAR-10 with a recipe of ours.
 
-Command: ``python training/train.py modern_san``; ``--model san_proposed_pairwise`` for the other.
+Command: ``python training/train.py modern_san``; ``--model san_proposed_pairwise`` for the other
+(data as for ``san_cifar10``).
 Hardware: a CUDA GPU with ``--precision mixed_bfloat16``.
 Expected: the report has 75.24 % (patchwise) with its own recipe.
 Measured: not yet.

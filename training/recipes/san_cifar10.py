@@ -1,7 +1,8 @@
 """SAN with pairwise and patchwise attention on CIFAR-10 (report on both, Table 1 and Figure 4).
 
 Command: ``python training/train.py san_cifar10``; ``--model san_proposed_pairwise``,
-``san_baseline_patchwise`` and ``san_baseline_pairwise`` for the other rows.
+``san_baseline_patchwise`` and ``san_baseline_pairwise`` for the other rows; ``--data cifar10.npz``
+for the file that ``training/cifar10_from_npm.py`` writes, in place of TFDS's.
 Hardware: the report says "GPU".
 Expected: 75.24 % (proposed, patchwise), 64.22 % (proposed, pairwise), 59.73 and 53.58 % (baseline).
 Measured: not yet.
