@@ -4,7 +4,8 @@
 
 The file is a ``.tflite`` (LiteRT, which runs on XNNPACK), an ``.onnx`` (ONNX Runtime) or the folder
 of a SavedModel (TensorFlow). It gets the images (n, height, width, channels) one at a time; its
-first output for all of them and the milliseconds of each timed call are written.
+first output for all of them and the milliseconds of each timed call are written, by the clock and
+in processor time. At one thread the latter is what the call would take on a core of its own.
 """
 
 import argparse
@@ -74,14 +75,19 @@ def open_file(path: pathlib.Path, threads: int) -> tuple[Callable, Callable]:
     return opener(path, threads)
 
 
-def time_calls(call: Callable, batch: np.ndarray, seconds: float) -> list[float]:
-    """Return the milliseconds of calls repeated for about as long as told."""
-    times: list[float] = []
-    while len(times) < LEAST_CALLS or (sum(times) < 1e3 * seconds and len(times) < MOST_CALLS):
-        start = time.perf_counter()
+def time_calls(call: Callable, batch: np.ndarray, seconds: float) -> np.ndarray:
+    """Return the milliseconds of calls repeated for about as long as told.
+
+    Returns:
+        Array (calls, 2): by the clock, and in processor time of all threads.
+    """
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(times) < LEAST_CALLS or (time.perf_counter() < end and len(times) < MOST_CALLS):
+        start, start_cpu = time.perf_counter(), time.process_time()
         call(batch)
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
+        times.append((time.perf_counter() - start, time.process_time() - start_cpu))
+    return 1e3 * np.array(times)
 
 
 def main() -> None:
