@@ -6,7 +6,8 @@ Exports each model's embedding as LiteRT, float32 and int8 (files that are in th
 taken as they are; speed does not depend on training), and runs them on XNNPACK with one image a
 call. The models take turns, round by round, so that a disturbance of the machine meets all of them.
 A row for each model, kind and number of threads is added to the CSV file: median and quartiles of
-the milliseconds by the clock, and the ratio of medians to MobileFaceNet's.
+the milliseconds by the clock, their median in processor time (of all threads; at one thread, what a
+call takes on a core of its own), and the ratios of the medians to MobileFaceNet's.
 
 Where `lfw_from_scratch.csv` has accuracies of two or more of these models, trained on equal data at
 the size of this run, they are drawn against the latency.
@@ -42,6 +43,8 @@ COLUMNS = (
     "quartile1",
     "quartile3",
     "ratio",
+    "cpu_milliseconds",
+    "cpu_ratio",
     "calls",
     "size_bytes",
     "hardware",
@@ -86,7 +89,11 @@ def export_missing(given: argparse.Namespace) -> dict[tuple[str, str], pathlib.P
 def time_files(
     files: dict[tuple[str, str], pathlib.Path], threads: int, rounds: int, calls: int, size: int
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Return the milliseconds of all calls of each file; in a round each file has its turn."""
+    """Return the milliseconds of all calls of each file; in a round each file has its turn.
+
+    Returns:
+        Arrays (calls, 2): by the clock, and in processor time.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     image = np.random.default_rng(0).uniform(0, 255, (1, size, size, 3)).astype("float32")
@@ -98,14 +105,14 @@ def time_files(
         for _ in range(WARM_UP):
             interpreter.invoke()
         interpreters[key] = interpreter
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in files}
+    times: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in files}
     for _ in range(rounds):
         for key, interpreter in interpreters.items():
             for _ in range(calls):
-                start = time.perf_counter()
+                start = np.array([time.perf_counter(), time.process_time()])
                 interpreter.invoke()
-                times[key].append(1e3 * (time.perf_counter() - start))
-    return {key: np.array(values) for key, values in times.items()}
+                times[key].append([time.perf_counter(), time.process_time()] - start)
+    return {key: 1e3 * np.array(values) for key, values in times.items()}
 
 
 def accuracies(table: pathlib.Path, models: tuple[str, ...], size: int) -> dict[str, float]:
@@ -187,7 +194,9 @@ def main() -> None:
     for threads in given.threads:
         times = time_files(files, threads, given.rounds, given.calls, given.size)
         for (model, kind), values in times.items():
-            quartile1, median, quartile3 = np.percentile(values, (25, 50, 75))
+            quartile1, median, quartile3 = np.percentile(values[:, 0], (25, 50, 75))
+            reference = np.median(times[REFERENCE, kind], axis=0)
+            ratio, cpu_ratio = np.median(values, axis=0) / reference
             rows.append(
                 {
                     "model": model,
@@ -197,7 +206,9 @@ def main() -> None:
                     "milliseconds": round(float(median), 3),
                     "quartile1": round(float(quartile1), 3),
                     "quartile3": round(float(quartile3), 3),
-                    "ratio": round(float(median / np.median(times[REFERENCE, kind])), 3),
+                    "ratio": round(float(ratio), 3),
+                    "cpu_milliseconds": round(float(np.median(values[:, 1])), 3),
+                    "cpu_ratio": round(float(cpu_ratio), 3),
                     "calls": len(values),
                     "size_bytes": files[model, kind].stat().st_size,
                     "hardware": given.hardware,
@@ -207,7 +218,7 @@ def main() -> None:
             )
     for row in rows:
         append_row(given.table, COLUMNS, row)
-        print(*(row[column] for column in COLUMNS[:8]), flush=True)
+        print(*(row[column] for column in COLUMNS[:10]), flush=True)
     found = accuracies(RESULTS / "lfw_from_scratch.csv", tuple(given.models), given.size)
     if len(found) > 1:
         figure = given.table.with_suffix(".png")

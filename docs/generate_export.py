@@ -85,6 +85,7 @@ LATENCY = """## Latency
 
 Milliseconds of a call with one image, median and quartiles of rounds in which the models take
 turns, LiteRT on XNNPACK; the ratio is to MobileFaceNet in the same run, kind and number of threads.
+Processor time is that of all threads: at one thread, what a call takes on a core of its own.
 
 """
 
@@ -180,11 +181,12 @@ def latency(rows: list[dict[str, str]]) -> list[str]:
     """Return the section of latencies, with the figure if there is one."""
     if not rows:
         return []
-    head = ["model", "file", "threads", "ms", "quartiles", "ratio", "on"]
+    head = ["model", "file", "threads", "ms", "quartiles", "ratio", "processor ms", "ratio", "on"]
     lines = [LATENCY + f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [f"`{row['model']}`", row["kind"], row["threads"], row["milliseconds"]]
-        cells += [f"{row['quartile1']} – {row['quartile3']}", row["ratio"], row["hardware"]]
+        cells += [f"{row['quartile1']} – {row['quartile3']}", row["ratio"]]
+        cells += [row["cpu_milliseconds"], row["cpu_ratio"], row["hardware"]]
         lines.append(f"| {' | '.join(cells)} |")
     if FIGURE.exists():
         name = f"../benchmarks/results/{FIGURE.name}"

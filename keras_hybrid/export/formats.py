@@ -126,7 +126,8 @@ def to_litert(
     - ``None``: float32 weights and arithmetic.
     - ``"float16"``: half the size; weights are stored in float16 and widened on load.
     - ``"dynamic"``: weights in int8, about a quarter of the size; activations are quantized on
-      the fly where that pays, so no data are needed.
+      the fly, so no data are needed. XNNPACK has no such kernel for depthwise convolutions: a
+      MobileFaceNet is slower so than in float32 (see ``docs/export.md``).
     - ``"int8"``: weights and activations in int8, for accelerators without floating point. An
       operator without an int8 kernel stays in float32. Measure before preferring it to
       ``"dynamic"`` on a CPU: attention is often slower in int8 than in float32.
