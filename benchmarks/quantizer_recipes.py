@@ -67,11 +67,18 @@ def quantize(
 
 
 def quantize_one(source: pathlib.Path, target: pathlib.Path, operator: str) -> None:
-    """Quantize the weights of one operator, given by its output's name, to int8."""
+    """Quantize the weights of one operator, given by its output's name, to int8.
+
+    Raises:
+        ValueError: If that changed nothing.
+    """
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer.qtyping import TFLOperationName as Operator
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         made = quantizer.Quantizer(str(source))
-        made.add_weight_only_config(f"^{re.escape(operator)}$", Operator.ALL_SUPPORTED, 8)
+        # The quantizer ends each output's name with a semicolon before it compares.
+        made.add_weight_only_config(f"^{re.escape(operator)};?$", Operator.ALL_SUPPORTED, 8)
         made.quantize().export_model(str(target))
+    if target.stat().st_size >= source.stat().st_size:
+        raise ValueError(f"operator {operator!r} of {source} was not quantized.")

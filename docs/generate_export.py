@@ -48,9 +48,10 @@ MATRIX = """## Every model, every format
 
 Each file is run, one photograph at a time, by a process that does not import this package, and
 compared with the Keras model: float32 files by the largest difference as a fraction of the largest
-output (at most {difference:g}), quantized ones by the smallest cosine between embeddings (at least
-{cosines}). Then come the size and the processor time of a call at one thread. ✗ marks what is
-beyond its bound, or failed; the reasons are below.
+output (at most {difference:g}), quantized ones by the smallest cosine between embeddings
+({cosines} at least). Then come the size and the
+processor time of a call at one thread. ✗ marks what is beyond its bound, or failed; the reasons are
+below.
 
 What is *untrained* has random weights, with noise on those that begin as constants and the batch
 normalisation's statistics of real photographs. It shows that a model converts, runs and is equal;
