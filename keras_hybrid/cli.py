@@ -178,15 +178,33 @@ def _parser() -> argparse.ArgumentParser:
         "Export a model, load the result again and compare it with the model.",
         check=_check_export,
     )
-    command.add_argument("model", type=Path, metavar="MODEL.keras")
+    command.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="the .keras file of a trained model; or a name of `keras-hybrid list`, with --weights",
+    )
     command.add_argument(
         "out", type=Path, metavar="OUT", help="a .tflite or .onnx file, or a folder"
     )
     command.add_argument("--to", required=True, choices=("litert", "saved_model", "onnx"))
     command.add_argument(
         "--output",
-        choices=("embedding", "predictions"),
-        help="the L2-normalised embedding, or what the model puts out (default)",
+        choices=("embedding", "cosines", "probabilities", "predictions"),
+        help="the L2-normalised embedding; the cosines of a cosine classifier; another one's "
+        "probabilities; or what the model puts out, whatever it is (default)",
+    )
+    command.add_argument(
+        "--names",
+        metavar="SOURCE",
+        help="names of the classes, to travel in the file: a .txt file with one in each line, or "
+        "what the model was trained on (a folder, .zip, .csv, .npz, tfds:NAME)",
+    )
+    command.add_argument(
+        "--weights",
+        metavar="FILE|imagenet",
+        help="for MODEL by name: a .weights.h5 or .keras file, or imagenet where Keras has such "
+        "weights; without them the export is of an untrained model, to measure size and speed",
     )
     group = command.add_argument_group("for --to litert")
     group.add_argument("--quantize", choices=("float16", "dynamic", "int8"))
@@ -331,6 +349,10 @@ def _check_export(given: argparse.Namespace) -> None:
     suffix = {"litert": ".tflite", "onnx": ".onnx"}.get(given.to, given.out.suffix)
     if given.out.suffix != suffix:
         raise UsageError(f"OUT must end in {suffix} for --to {given.to}, got {given.out}.")
+    if given.model.suffix and given.weights is not None:
+        raise UsageError("--weights belongs to a model given by its name.")
+    if given.output == "embedding" and given.names is not None:
+        raise UsageError("--names belongs to an output of classes, not to --output embedding.")
     if given.quantize == "int8" and given.representative is None:
         raise UsageError(
             "--quantize int8 needs --representative: about a hundred images of the kind the "
@@ -694,11 +716,13 @@ def _class_number(wanted: str | None, names: list[str] | None) -> int | None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    _check_file(given.model)
     from keras_hybrid import export
 
-    model = _load_model(given.model)
-    options: dict[str, Any] = {"output": given.output}
+    model = _model_to_export(given)
+    options: dict[str, Any] = {
+        "output": given.output,
+        "labels": _class_names(given.names, model),
+    }
     if given.to == "litert":
         options["quantization"] = given.quantize
         options["input_dtype"] = given.input_dtype or "float32"
@@ -724,6 +748,21 @@ def _export(given: argparse.Namespace) -> None:
             "seconds": f"{report.seconds:.1f}",
         }
     )
+
+
+def _model_to_export(given: argparse.Namespace):
+    if given.model.suffix:
+        _check_file(given.model)
+        return _load_model(given.model)
+    from keras_hybrid.applications.registry import create_model
+
+    model = create_model(str(given.model), weights=given.weights)
+    if given.weights is None:
+        print(
+            f"note: {given.model} is untrained; the file is fit to measure size and speed only.",
+            file=sys.stderr,
+        )
+    return model
 
 
 def _calibration_images(spec: str, size: tuple[int, int]):

@@ -24,6 +24,7 @@ image_module = pytest.importorskip("PIL.Image", reason="the command line reads i
 
 SIZE = 32
 PEOPLE = 5
+NAMES = ["Ada", "Björk", "Chidi", "Duong", "Eve"]
 
 
 def spread(model):
@@ -123,6 +124,14 @@ def test_version(capsys):
         (
             ["export", "m.keras", "m.tflite", "--to", "litert", "--quantize", "int8"],
             "--quantize int8 needs --representative",
+        ),
+        (
+            ["export", "m.keras", "m.onnx", "--to", "onnx", "--weights", "imagenet"],
+            "--weights belongs to a model given by its name",
+        ),
+        (
+            ["export", "m", "m.onnx", "--to", "onnx", "--output", "embedding", "--names", "n.txt"],
+            "--names belongs to an output of classes",
         ),
         (["explain", "a.jpg"], "--model"),
         (["explain", "a.jpg", "--model", "m.keras", "--method", "lime"], "invalid choice: 'lime'"),
@@ -452,7 +461,13 @@ def test_explain_names_what_is_wrong_with_a_file(capsys, folder, face, tmp_path)
         (
             ["m.tflite", "--to", "litert"],
             "to_litert",
-            {"output": None, "quantization": None, "input_dtype": "float32", "batch_size": 1},
+            {
+                "output": None,
+                "labels": None,
+                "quantization": None,
+                "input_dtype": "float32",
+                "batch_size": 1,
+            },
         ),
         (
             [
@@ -462,17 +477,31 @@ def test_explain_names_what_is_wrong_with_a_file(capsys, folder, face, tmp_path)
             "to_litert",
             {
                 "output": "embedding",
+                "labels": None,
                 "quantization": "dynamic",
                 "input_dtype": "uint8",
                 "batch_size": None,
             },
         ),
-        (["m.onnx", "--to", "onnx"], "to_onnx", {"output": None}),
-        (["m", "--to", "saved_model"], "to_saved_model", {"output": None}),
+        (
+            ["m.onnx", "--to", "onnx", "--output", "cosines"],
+            "to_onnx",
+            {"output": "cosines", "labels": None},
+        ),
+        (
+            ["m", "--to", "saved_model", "--names", "names.txt"],
+            "to_saved_model",
+            {"output": None, "labels": NAMES},
+        ),
     ],
 )  # fmt: skip
-def test_export_hands_its_options_on(capsys, folder, monkeypatch, arguments, function, expected):
+def test_export_hands_its_options_on(
+    capsys, folder, monkeypatch, tmp_path, arguments, function, expected
+):
     given = {}
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+    model = folder / "model.keras"
+    monkeypatch.chdir(tmp_path)
 
     def export_function(model, path, **options):
         given.update(options, path=path)
@@ -481,11 +510,33 @@ def test_export_hands_its_options_on(capsys, folder, monkeypatch, arguments, fun
         )
 
     monkeypatch.setattr(export, function, export_function)
-    status, out, _ = run(capsys, "export", folder / "model.keras", *arguments)
+    status, out, _ = run(capsys, "export", model, *arguments)
     assert status == 0
     assert given == {**expected, "path": Path(arguments[0])}
     assert "1,234 bytes" in out
     assert "ADD 3" in out
+
+
+def test_export_takes_a_model_by_its_name(capsys, monkeypatch, tmp_path):
+    given = []
+
+    def export_function(model, path, **options):
+        given.append(model)
+        return export.ExportReport(path, "onnx", 1, 0.0, 1.0, 1.0, 4, {}, None, (), (), 1.0)
+
+    monkeypatch.setattr(export, "to_onnx", export_function)
+    status, _, err = run(capsys, "export", "cct_2_3x2", "m.onnx", "--to", "onnx")
+    assert (status, given[0].name) == (0, "cct_2_3x2")
+    assert "untrained" in err
+    weights = tmp_path / "trained.weights.h5"
+    spread(given[0]).save_weights(weights)
+    status, _, err = run(
+        capsys, "export", "cct_2_3x2", "m.onnx", "--to", "onnx", "--weights", weights
+    )
+    assert (status, err) == (0, "")
+    for ours, theirs in zip(given[1].get_weights(), given[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "Did you mean" in failure(capsys, "export", "cct_2_3", "m.onnx", "--to", "onnx")
 
 
 def test_export_calibrates_with_images_of_the_models_size(capsys, folder, monkeypatch):

@@ -49,7 +49,9 @@ def blocks(page: pathlib.Path, executed: bool = False) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("script", ["generate_models.py", "generate_results.py"])
+@pytest.mark.parametrize(
+    "script", ["generate_models.py", "generate_results.py", "generate_export.py"]
+)
 def test_generated_pages_are_what_their_scripts_write(script):
     spec = importlib.util.spec_from_file_location("generate", DOCS / script)
     generate = importlib.util.module_from_spec(spec)

@@ -23,10 +23,9 @@ import numpy as np
 
 from keras_hybrid.export.metadata import METADATA_NAME, SAVED_MODEL_METADATA
 from keras_hybrid.export.onnx_graph import make_pooling_spatial
-from keras_hybrid.export.preparation import IMAGE
+from keras_hybrid.export.preparation import IMAGE, SIGNATURE
 from keras_hybrid.export.process import ExportError
 
-SIGNATURE = "serving_default"
 _STRUCTURAL = {"Const", "Identity", "NoOp", "Placeholder"}
 _BUFFER_ALIGNMENT = 16
 

@@ -16,6 +16,7 @@ import numpy as np
 from keras_hybrid._version import __version__
 from keras_hybrid.export.preparation import (
     IMAGE,
+    SIGNATURE,
     PreparedModel,
     choose_samples,
     prepare,
@@ -30,7 +31,7 @@ from keras_hybrid.export.report import (
 )
 
 Quantization = Literal["float16", "dynamic", "int8"]
-Output = Literal["predictions", "embedding"]
+Output = Literal["predictions", "embedding", "cosines", "probabilities"]
 
 _QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 _FLOAT32_TOLERANCE = 1e-2
@@ -41,6 +42,7 @@ def to_saved_model(
     path: str | PathLike,
     *,
     output: Output | None = None,
+    labels: Sequence[str] | None = None,
     input_range: tuple[float, float] = (0.0, 255.0),
     tolerance: float | None = None,
     import_modules: Sequence[str] = (),
@@ -49,7 +51,8 @@ def to_saved_model(
 
     The signature ``serving_default`` takes ``image``, float32 ``(batch, height, width,
     channels)``, and returns ``output`` (or ``embedding``; a model of several outputs keeps their
-    names). ``tf.saved_model.load(path)`` needs neither Keras nor this package.
+    names). ``tf.saved_model.load(path)`` needs neither Keras nor this package. What the signature
+    expects of an image is written beside it; see :func:`read_metadata`.
 
     Args:
         model: A built Functional or Sequential model with one image input of fixed size,
@@ -57,8 +60,11 @@ def to_saved_model(
             file.
         path: The folder to write. A SavedModel that is there already is replaced once the new
             one has been checked.
-        output: ``None`` or ``"predictions"`` for the model's own outputs, ``"embedding"`` for
-            the L2-normalised output of its layer ``embedding``.
+        output: ``None`` or ``"predictions"`` for the model's own outputs, whatever they are;
+            ``"embedding"`` for the L2-normalised output of its layer ``embedding``; ``"cosines"``
+            of a cosine classifier; ``"probabilities"`` of any other, with a softmax if it has none.
+            The last two ask for a model that ends in a layer ``predictions``.
+        labels: Names of the classes, in the order of the scores, to travel in the file.
         input_range: Smallest and largest value the model expects of an image; [0, 255] unless it
             was built with ``include_preprocessing=False``.
         tolerance: Largest accepted difference from the model's own outputs, as a fraction of the
@@ -88,6 +94,7 @@ def to_saved_model(
         "saved_model",
         backend="tensorflow",
         output=output,
+        labels=labels,
         input_range=input_range,
         tolerance=tolerance,
         import_modules=import_modules,
@@ -101,6 +108,7 @@ def to_litert(
     representative_data: np.ndarray | Iterable[Any] | None = None,
     *,
     output: Output | None = None,
+    labels: Sequence[str] | None = None,
     batch_size: int | None = 1,
     input_dtype: Literal["float32", "uint8"] = "float32",
     input_range: tuple[float, float] = (0.0, 255.0),
@@ -118,7 +126,8 @@ def to_litert(
     - ``None``: float32 weights and arithmetic.
     - ``"float16"``: half the size; weights are stored in float16 and widened on load.
     - ``"dynamic"``: weights in int8, about a quarter of the size; activations are quantized on
-      the fly where that pays, so no data are needed.
+      the fly, so no data are needed. XNNPACK has no such kernel for depthwise convolutions: a
+      MobileFaceNet is slower so than in float32 (see ``docs/export.md``).
     - ``"int8"``: weights and activations in int8, for accelerators without floating point. An
       operator without an int8 kernel stays in float32. Measure before preferring it to
       ``"dynamic"`` on a CPU: attention is often slower in int8 than in float32.
@@ -141,8 +150,11 @@ def to_litert(
             arrays, of single images, or of tuples beginning with one. A hundred varied images
             calibrate well; the first 1000 are used. Required for ``"int8"``. Where given, the
             file is compared with the model on eight of them, otherwise on made-up images.
-        output: ``None`` or ``"predictions"`` for the model's own outputs, ``"embedding"`` for
-            the L2-normalised output of its layer ``embedding``.
+        output: ``None`` or ``"predictions"`` for the model's own outputs, whatever they are;
+            ``"embedding"`` for the L2-normalised output of its layer ``embedding``; ``"cosines"``
+            of a cosine classifier; ``"probabilities"`` of any other, with a softmax if it has none.
+            The last two ask for a model that ends in a layer ``predictions``.
+        labels: Names of the classes, in the order of the scores, to travel in the file.
         batch_size: Number of images per call; ``None`` leaves it free, at some cost in operators.
         input_dtype: ``"uint8"`` makes the file take a camera image unchanged.
         input_range: Smallest and largest value the model expects of an image; [0, 255] unless it
@@ -188,6 +200,7 @@ def to_litert(
         "litert",
         backend="tensorflow",
         output=output,
+        labels=labels,
         quantization=quantization,
         representative_data=representative_data,
         batch_size=batch_size,
@@ -203,6 +216,7 @@ def to_onnx(
     path: str | PathLike,
     *,
     output: Output | None = None,
+    labels: Sequence[str] | None = None,
     input_range: tuple[float, float] = (0.0, 255.0),
     tolerance: float | None = None,
     import_modules: Sequence[str] = (),
@@ -220,8 +234,11 @@ def to_onnx(
             file.
         path: The ``.onnx`` file to write. One that is there already is replaced once the new one
             has been checked.
-        output: ``None`` or ``"predictions"`` for the model's own outputs, ``"embedding"`` for
-            the L2-normalised output of its layer ``embedding``.
+        output: ``None`` or ``"predictions"`` for the model's own outputs, whatever they are;
+            ``"embedding"`` for the L2-normalised output of its layer ``embedding``; ``"cosines"``
+            of a cosine classifier; ``"probabilities"`` of any other, with a softmax if it has none.
+            The last two ask for a model that ends in a layer ``predictions``.
+        labels: Names of the classes, in the order of the scores, to travel in the file.
         input_range: Smallest and largest value the model expects of an image; [0, 255] unless it
             was built with ``include_preprocessing=False``.
         tolerance: Largest accepted difference from the model's own outputs, as a fraction of the
@@ -244,6 +261,7 @@ def to_onnx(
         "onnx",
         backend="jax",
         output=output,
+        labels=labels,
         input_range=input_range,
         tolerance=tolerance,
         import_modules=import_modules,
@@ -257,6 +275,7 @@ def _export(
     *,
     backend: str,
     output: str | None,
+    labels: Sequence[str] | None,
     input_range: tuple[float, float],
     tolerance: float | None,
     import_modules: Sequence[str],
@@ -276,6 +295,7 @@ def _export(
     ) as name:
         folder = Path(name).resolve()
         prepared = prepare(model, output, folder)
+        _check_labels(labels, prepared)
         images = None
         if representative_data is not None:
             images = read_images(representative_data, prepared.image_shape)
@@ -298,7 +318,7 @@ def _export(
             "samples": str(folder / "samples.npy"),  # images to run the result on
             "results": str(folder / "results.npz"),  # where its outputs go
             "metadata": _describe(
-                prepared, batch_size, input_dtype, input_range, quantization, expected
+                prepared, labels, batch_size, input_dtype, input_range, quantization, expected
             ),
             "quantization": quantization,
             "representative_data": str(folder / "representative_data.npy"),
@@ -344,8 +364,20 @@ def _check_range(images: np.ndarray, input_dtype: str) -> None:
         )
 
 
+def _check_labels(labels: Sequence[str] | None, prepared: PreparedModel) -> None:
+    if labels is None:
+        return
+    shapes = [tuple(tensor.shape[1:]) for tensor in prepared.model.outputs]
+    if prepared.kind == "embedding" or shapes != [(len(labels),)]:
+        raise ValueError(
+            f"labels names {len(labels)} classes; the exported {prepared.kind} have the shape "
+            f"{', '.join(map(str, shapes))} for one image."
+        )
+
+
 def _describe(
     prepared: PreparedModel,
+    labels: Sequence[str] | None,
     batch_size: int | None,
     input_dtype: str,
     input_range: tuple[float, float],
@@ -356,7 +388,8 @@ def _describe(
     channels = prepared.image_shape[-1]
     return json.dumps(
         {
-            "model": prepared.model.name,
+            "model": prepared.model_name,
+            "signature": SIGNATURE,
             "input": {
                 "name": IMAGE,
                 "shape": [batch_size, *prepared.image_shape],
@@ -364,15 +397,18 @@ def _describe(
                 "layout": "NHWC",
                 "color_order": {1: "grayscale", 3: "RGB"}.get(channels),
                 "value_range": list(input_range),
+                "normalization": prepared.normalization,
             },
             "outputs": [
                 {
                     "name": name,
+                    "kind": prepared.kind,
                     "shape": [batch_size, *array.shape[1:]],
-                    "l2_normalized": prepared.l2_normalized,
+                    "l2_normalized": prepared.kind == "embedding",
                 }
                 for name, array in zip(prepared.output_names, expected, strict=True)
             ],
+            "labels": None if labels is None else [str(label) for label in labels],
             "quantization": quantization,
             "keras_hybrid_version": __version__,
         }

@@ -1,7 +1,8 @@
 """The description that travels inside an exported file, and how to read it back.
 
 It says what a program on a phone has to know before it can feed an image: the size, the colour
-order and the value range of the input, and what the outputs are. Per format it lies where the
+order and the value range of the input, what the outputs are and, where given, the names of the
+classes. Per format it lies where the
 format keeps such things: a LiteRT metadata buffer named ``keras_hybrid``, an ONNX
 ``metadata_props`` entry of that name, and ``assets.extra/keras_hybrid.json`` in a SavedModel.
 """
@@ -24,9 +25,18 @@ def read_metadata(path: str | PathLike) -> dict[str, Any]:
         path: A ``.tflite`` or ``.onnx`` file, or the folder of a SavedModel.
 
     Returns:
-        A dictionary with the keys ``model``, ``input`` (``name``, ``shape``, ``dtype``,
-        ``layout``, ``color_order``, ``value_range``), ``outputs`` (for each ``name``, ``shape``
-        and ``l2_normalized``), ``quantization`` and ``keras_hybrid_version``.
+        A dictionary with the keys
+
+        - ``model``: the model's name,
+        - ``signature``: the name to call it by, ``"serving_default"`` (ONNX has no such names),
+        - ``input``: ``name``, ``shape`` (the batch is ``None`` where it is free), ``dtype``,
+          ``layout`` ("NHWC"), ``color_order`` ("RGB", "grayscale" or ``None``), ``value_range``
+          to feed, and ``normalization``, the ``scale`` and ``offset`` that the model itself then
+          applies (``None`` where no single layer does): there is nothing to do before feeding,
+        - ``outputs``: for each ``name``, ``kind`` ("embedding", "cosines", "probabilities", or
+          "predictions" for what is not known more closely), ``shape`` and ``l2_normalized``,
+        - ``labels``: names of the classes in the order of the scores, or ``None``,
+        - ``quantization`` and ``keras_hybrid_version``.
 
     Raises:
         ValueError: If the file was not written by this package.

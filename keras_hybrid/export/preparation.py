@@ -16,6 +16,8 @@ import keras
 import numpy as np
 
 IMAGE = "image"
+SIGNATURE = "serving_default"
+OUTPUTS = ("predictions", "embedding", "cosines", "probabilities")
 MAX_REPRESENTATIVE_IMAGES = 1000
 _MAX_SAMPLES = 8
 _FLOAT_POLICIES = {"float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"}
@@ -27,22 +29,36 @@ class PreparedModel:
 
     Attributes:
         model: Functional float32 model: one image batch in, a list of outputs or one output.
+        model_name: Name of the model that was given, before its output was chosen.
         folder: Where it was saved, an unzipped Keras archive.
         output_names: Names of the outputs in the exported file.
-        l2_normalized: Whether the output is a unit vector.
+        kind: What the outputs are: ``"embedding"`` (a unit vector), ``"cosines"``,
+            ``"probabilities"``, or ``"predictions"`` (whatever the model puts out).
         modules: Modules that must be imported before the archive can be loaded.
     """
 
     model: keras.Model
+    model_name: str
     folder: Path
     output_names: tuple[str, ...]
-    l2_normalized: bool
+    kind: str
     modules: tuple[str, ...]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the input."""
         return tuple(self.model.inputs[0].shape[1:])
+
+    @property
+    def normalization(self) -> dict[str, Any] | None:
+        """What the model makes of an image first, x · scale + offset, if one layer does that."""
+        for layer in self.model.layers:
+            if isinstance(layer, keras.layers.Rescaling) and layer.input is self.model.inputs[0]:
+                return {
+                    "scale": np.asarray(layer.scale).tolist(),
+                    "offset": np.asarray(layer.offset).tolist(),
+                }
+        return None
 
     def predict(self, images: np.ndarray) -> list[np.ndarray]:
         """Return the model's outputs for ``images``, as a list of float32 arrays."""
@@ -56,8 +72,8 @@ def prepare(model: keras.Model | str | PathLike, output: str | None, folder: Pat
 
     Args:
         model: A built Functional or Sequential model, or the path of a ``.keras`` file.
-        output: ``None`` or ``"predictions"`` for the model's own outputs, ``"embedding"`` for
-            the L2-normalised embedding.
+        output: ``None`` or ``"predictions"`` for the model's own outputs, ``"embedding"``,
+            ``"cosines"`` or ``"probabilities"``.
         folder: An existing folder; the model is saved below it.
 
     Returns:
@@ -67,14 +83,17 @@ def prepare(model: keras.Model | str | PathLike, output: str | None, folder: Pat
         ValueError: If the model cannot be exported as it is; the message says why.
         TypeError: If ``model`` is neither a Keras model nor a path.
     """
+    if output not in (None, *OUTPUTS):
+        raise ValueError(f"output must be None or one of {OUTPUTS}, received {output!r}.")
     model = _load(model)
     _check(model)
+    model_name = model.name
     if output == "embedding":
         from keras_hybrid.applications import embedding_model
 
         model = embedding_model(model)
-    elif output not in (None, "predictions"):
-        raise ValueError(f"output must be None, 'predictions' or 'embedding', received {output!r}.")
+    elif output in ("cosines", "probabilities"):
+        model = _with_scores(model, output)
     # A model of its own around the same layers: without optimizer, compile() and train_step.
     outputs = list(model.outputs)
     with _float32_defaults():
@@ -93,9 +112,10 @@ def prepare(model: keras.Model | str | PathLike, output: str | None, folder: Pat
             bare = keras.saving.load_model(archive, compile=False, safe_mode=False)
     return PreparedModel(
         model=bare,
+        model_name=model_name,
         folder=archive,
         output_names=_output_names(model, output),
-        l2_normalized=output == "embedding",
+        kind=output or "predictions",
         modules=tuple(sorted(name for name in modules if _is_custom(name))),
     )
 
@@ -208,9 +228,46 @@ def _check(model: keras.Model) -> None:
             )
 
 
+def _with_scores(model: keras.Model, output: str) -> keras.Model:
+    """Return the model with cosines or probabilities as its output, if it has them.
+
+    Raises:
+        ValueError: If it has not; the message says what its classifier puts out.
+    """
+    from keras_hybrid.layers import CosineClassifier
+
+    if len(model.outputs) != 1 or model.layers[-1].name != "predictions":
+        raise ValueError(
+            f"output={output!r} needs a model that ends in a layer named 'predictions'; "
+            f"{model.name!r} ends in {model.layers[-1].name!r}."
+        )
+    classifier = model.layers[-1]
+    activation = getattr(classifier, "activation", None)
+    if isinstance(classifier, CosineClassifier):
+        found = "cosines"
+    else:
+        found = {keras.activations.softmax: "probabilities", keras.activations.linear: "logits"}
+        found = found.get(activation, "scores of a kind that cannot be told")
+    if found == "logits" and output == "probabilities":
+        softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
+        return keras.Model(model.inputs[0], softmax(model.outputs[0]), name=model.name)
+    if found != output:
+        reason = (
+            " (a probability would depend on the scale of the loss it was trained with)"
+            if found == "cosines"
+            else ""
+        )
+        raise ValueError(
+            f"output={output!r} does not fit: the layer 'predictions' of {model.name!r}, a "
+            f"{type(classifier).__name__}, puts out {found}{reason}. output='predictions' exports "
+            "them as they are."
+        )
+    return model
+
+
 def _output_names(model: keras.Model, output: str | None) -> tuple[str, ...]:
-    if output == "embedding":
-        return ("embedding",)
+    if output not in (None, "predictions"):
+        return (output,)
     if len(model.outputs) == 1:
         return ("output",)
     names = [name.replace("/", "_") for name in model.output_names]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import keras_hybrid as kh
 from keras_hybrid import export
 from keras_hybrid.export import preparation
 from keras_hybrid.export import report as reports
@@ -63,6 +64,14 @@ def test_a_missing_dependency_is_one_sentence_with_the_command(
         ("to_litert", "out.tflite", {"batch_size": 0}, "batch_size"),
         ("to_litert", "out.tflite", {"input_dtype": "uint8", "input_range": (0, 1)}, "0, 255"),
         ("to_onnx", "out.onnx", {"output": "logits"}, "'logits'"),
+        ("to_onnx", "out.onnx", {"output": "cosines"}, "Dense, puts out logits"),
+        ("to_onnx", "out.onnx", {"labels": ["a", "b"]}, r"names 2 classes.*shape \(7,\)"),
+        (
+            "to_saved_model",
+            "out",
+            {"output": "embedding", "labels": list("0123456789abcdefghijklmn")},
+            "names 24 classes; the exported embedding",
+        ),
         (
             "to_litert",
             "out.tflite",
@@ -198,6 +207,56 @@ def test_a_mixed_precision_model_is_prepared_in_float32_with_its_weights(model, 
     np.testing.assert_allclose(
         prepared.predict(images)[0], model.predict(images, verbose=0), rtol=1e-4, atol=1e-5
     )
+
+
+def prepared_scores(head, output, folder):
+    image = keras.Input((4, 5, 3))
+    x = layers.Rescaling([1.0, 2.0, 4.0], offset=[0.0, -1.0, -2.0])(image)
+    x = layers.Activation("linear", name="embedding")(layers.Flatten()(x))
+    return preparation.prepare(keras.Model(image, head(x), name="scores"), output, folder)
+
+
+PIXELS = np.random.default_rng(3).uniform(0, 1, (2, 4, 5, 3)).astype("float32")
+EMBEDDINGS = (PIXELS * [1, 2, 4] - [0, 1, 2]).reshape(2, 60)
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_probabilities_are_the_softmax_whether_the_model_has_it_or_not(activation, tmp_path):
+    head = layers.Dense(3, activation=activation, name="predictions")
+    prepared = prepared_scores(head, "probabilities", tmp_path)
+    kernel, _ = (keras.ops.convert_to_numpy(weight) for weight in head.weights)
+    powers = np.exp(EMBEDDINGS @ kernel)
+    (found,) = prepared.predict(PIXELS)
+    np.testing.assert_allclose(found, powers / powers.sum(axis=1, keepdims=True), rtol=1e-4)
+    assert prepared.output_names == ("probabilities",) == (prepared.kind,)
+    assert prepared.model_name == "scores"
+    assert prepared.normalization == {"scale": [1, 2, 4], "offset": [0, -1, -2]}
+
+
+def test_cosines_come_from_a_cosine_classifier_which_has_no_probabilities(tmp_path):
+    head = kh.layers.CosineClassifier(3, name="predictions")
+    prepared = prepared_scores(head, "cosines", tmp_path)
+    centers = keras.ops.convert_to_numpy(head.centers)
+    lengths = np.linalg.norm(EMBEDDINGS, axis=1)[:, None] * np.linalg.norm(centers, axis=1)
+    np.testing.assert_allclose(
+        prepared.predict(PIXELS)[0], EMBEDDINGS @ centers.T / lengths, atol=1e-5
+    )
+    assert prepared.output_names == ("cosines",)
+    another = kh.layers.CosineClassifier(3, name="predictions")
+    with pytest.raises(ValueError, match=r"CosineClassifier, puts out cosines.*scale of the loss"):
+        prepared_scores(another, "probabilities", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (layers.Dense(3, name="age"), "ends in 'age'"),
+        (layers.Dense(3, activation="sigmoid", name="predictions"), "cannot be told"),
+    ],
+)
+def test_scores_that_cannot_be_told_are_not_called_probabilities(head, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        prepared_scores(head, "probabilities", tmp_path)
 
 
 def test_cosine_of_rows_handles_zeros():

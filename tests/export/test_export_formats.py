@@ -15,6 +15,8 @@ from tests.export.export_cases import IMAGE_SHAPE, NEEDS, hybrid_network, random
 
 pytestmark = pytest.mark.slow
 
+LABELS = ["Ada", "Björk", "Chidi", "Duong", "Eve", "Fatima", "Grégoire"]
+
 
 def predictions(model, images):
     return np.asarray(model.predict(images.astype("float32"), verbose=0), "float32")
@@ -44,6 +46,7 @@ def int8(exported, photographs):
         quantization="int8",
         representative_data=photographs,
         input_dtype="uint8",
+        labels=LABELS,
     )
 
 
@@ -140,6 +143,7 @@ def test_onnx_passes_the_checker_and_takes_any_batch(onnx_report, model, photogr
 def test_the_file_says_what_it_expects(int8, onnx_report):
     described = export.read_metadata(int8.path)
     assert described["model"] == "hybrid" and described["quantization"] == "int8"
+    assert described["signature"] == "serving_default" and described["labels"] == LABELS
     assert described["input"] == {
         "name": "image",
         "shape": [1, *IMAGE_SHAPE],
@@ -147,9 +151,14 @@ def test_the_file_says_what_it_expects(int8, onnx_report):
         "layout": "NHWC",
         "color_order": "RGB",
         "value_range": [0, 255],
+        "normalization": {"scale": 1 / 127.5, "offset": -1},
     }
-    assert described["outputs"] == [{"name": "output", "shape": [1, 7], "l2_normalized": False}]
-    assert export.read_metadata(onnx_report.path)["model"] == "hybrid"
+    assert described["outputs"] == [
+        {"name": "output", "kind": "predictions", "shape": [1, 7], "l2_normalized": False}
+    ]
+    described = export.read_metadata(onnx_report.path)
+    assert described["model"] == "hybrid" and described["labels"] is None
+    assert described["input"]["shape"] == [None, *IMAGE_SHAPE]
 
 
 def test_litert_weights_stay_aligned_beside_the_metadata(litert):
@@ -206,7 +215,10 @@ def test_an_embedding_is_a_unit_vector(photographs, tmp_path):
     )
     assert report.outputs == (export.TensorSignature("embedding", (3, 5), "float32"),)
     assert report.output_scale <= 1 and report.samples == 4
-    assert export.read_metadata(report.path)["outputs"][0]["l2_normalized"]
+    described = export.read_metadata(report.path)
+    assert described["outputs"][0]["l2_normalized"] and described["model"] == model.name
+    assert described["outputs"][0]["kind"] == "embedding"
+    assert described["input"]["normalization"] is None
     assert applications.embedding_model(model).output_shape == (None, 5)
 
 

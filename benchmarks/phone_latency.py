@@ -1,0 +1,233 @@
+"""Small face models beside MobileFaceNet and EfficientNet-B0, in one run: which is fastest?
+
+    python benchmarks/phone_latency.py --images faces.zip --files runs/latency
+
+Exports each model's embedding as LiteRT, float32 and int8 (files that are in the folder already are
+taken as they are; speed does not depend on training), and runs them on XNNPACK with one image a
+call. The models take turns, round by round, so that a disturbance of the machine meets all of them.
+A row for each model, kind and number of threads is added to the CSV file: median and quartiles of
+the milliseconds by the clock, their median in processor time (of all threads; at one thread, what a
+call takes on a core of its own), and the ratios of the medians to MobileFaceNet's.
+
+Where `lfw_from_scratch.csv` has accuracies of two or more of these models, trained on equal data at
+the size of this run, they are drawn against the latency.
+"""
+
+import argparse
+import csv
+import itertools
+import os
+import pathlib
+import platform
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+RESULTS = ROOT / "benchmarks" / "results"
+
+REFERENCE = "mobilefacenet"
+MODELS = ("facerec_small", "efficientvit_face_small", REFERENCE, "efficientnet_b0_face")
+KINDS = ("float32", "int8")
+WARM_UP = 3
+# What must be equal for accuracies to be comparable.
+BUDGET = ("identities", "images", "image_size", "epochs", "seed", "flip")
+COLUMNS = (
+    "model",
+    "size",
+    "kind",
+    "threads",
+    "milliseconds",
+    "quartile1",
+    "quartile3",
+    "ratio",
+    "cpu_milliseconds",
+    "cpu_ratio",
+    "calls",
+    "size_bytes",
+    "hardware",
+    "commit",
+    "command",
+)
+
+
+def export_missing(given: argparse.Namespace) -> dict[tuple[str, str], pathlib.Path]:
+    """Return the file of each (model, kind), exported where it is not there yet."""
+    import keras_hybrid as kh
+
+    given.files.mkdir(parents=True, exist_ok=True)
+    files = {
+        (model, kind): given.files / f"{model}_{given.size}_{kind}.tflite"
+        for model in given.models
+        for kind in KINDS
+    }
+    if all(file.exists() for file in files.values()):
+        return files
+    source = kh.data.open_source(given.images)
+    rows = np.random.default_rng(0).permutation(len(source))[: given.calibration]
+    images = np.stack([kh.data.files.resize_image(source.read(int(i)), given.size) for i in rows])
+    for name in given.models:
+        if all(files[name, kind].exists() for kind in KINDS):
+            continue
+        model = kh.create_model(
+            name, input_shape=(given.size, given.size, 3), include_top=False, pooling="native"
+        )
+        for kind in KINDS:
+            if not files[name, kind].exists():
+                kh.export.to_litert(
+                    model,
+                    files[name, kind],
+                    quantization=None if kind == "float32" else kind,
+                    representative_data=images,
+                    output="embedding",
+                )
+    return files
+
+
+def time_files(
+    files: dict[tuple[str, str], pathlib.Path], threads: int, rounds: int, calls: int, size: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return the milliseconds of all calls of each file; in a round each file has its turn.
+
+    Returns:
+        Arrays (calls, 2): by the clock, and in processor time.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    image = np.random.default_rng(0).uniform(0, 255, (1, size, size, 3)).astype("float32")
+    interpreters = {}
+    for key, file in files.items():
+        interpreter = Interpreter(model_path=str(file), num_threads=threads)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+        for _ in range(WARM_UP):
+            interpreter.invoke()
+        interpreters[key] = interpreter
+    times: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in files}
+    for _ in range(rounds):
+        for key, interpreter in interpreters.items():
+            for _ in range(calls):
+                start = np.array([time.perf_counter(), time.process_time()])
+                interpreter.invoke()
+                times[key].append([time.perf_counter(), time.process_time()] - start)
+    return {key: 1e3 * np.array(values) for key, values in times.items()}
+
+
+def accuracies(table: pathlib.Path, models: tuple[str, ...], size: int) -> dict[str, float]:
+    """Return LFW accuracies of the largest group of models trained on equal data at this size."""
+    if not table.exists():
+        return {}
+    with table.open(newline="") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row["model"] in models and row["image_size"] == str(size) and row["flip"] == "False"
+        ]
+
+    def budget(row):
+        return [row[column] for column in BUDGET]
+
+    groups = [
+        {row["model"]: float(row["accuracy"]) for row in group}
+        for _, group in itertools.groupby(sorted(rows, key=budget), key=budget)
+    ]
+    return max(groups, key=len, default={})
+
+
+def plot(rows: list[dict], found: dict[str, float], figure: pathlib.Path) -> None:
+    """Draw accuracy against the latency at one thread; the frontier is what nothing dominates."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    for kind, marker in zip(KINDS, "os", strict=True):
+        points = sorted(
+            (row["milliseconds"], 100 * found[row["model"]], row["model"])
+            for row in rows
+            if row["kind"] == kind and row["threads"] == 1 and row["model"] in found
+        )
+        frontier = [
+            (x, y) for i, (x, y, _) in enumerate(points) if all(y > p[1] for p in points[:i])
+        ]
+        (line,) = axes.plot(*zip(*frontier, strict=True), drawstyle="steps-post", label=kind)
+        axes.plot([p[0] for p in points], [p[1] for p in points], marker, color=line.get_color())
+        for x, y, name in points:
+            axes.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set(
+        xlabel="milliseconds a photograph, one thread",
+        ylabel="LFW View 2, % (float32, equal training data)",
+    )
+    axes.margins(x=0.25, y=0.2)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    drawing.savefig(figure, dpi=150)
+
+
+def main() -> None:
+    """Export, time, add to the table and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", required=True, help="photographs to calibrate int8 with")
+    parser.add_argument(
+        "--files", type=pathlib.Path, required=True, help="folder for the exported files"
+    )
+    parser.add_argument("--models", nargs="+", default=MODELS, help=f"with {REFERENCE}")
+    parser.add_argument("--size", type=int, default=112, help="height and width of the input")
+    parser.add_argument("--threads", type=int, nargs="+", default=(1, 2))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--calls", type=int, default=10, help="of a model in a round")
+    parser.add_argument("--calibration", type=int, default=50, help="photographs")
+    parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
+    parser.add_argument("--table", type=pathlib.Path, default=RESULTS / "phone_latency.csv")
+    given = parser.parse_args()
+    if REFERENCE not in given.models:
+        parser.error(f"--models must have {REFERENCE}, which the others are compared with")
+
+    from benchmarks.table import append_row
+    from training.report import command, commit
+
+    files = export_missing(given)
+    rows = []
+    for threads in given.threads:
+        times = time_files(files, threads, given.rounds, given.calls, given.size)
+        for (model, kind), values in times.items():
+            quartile1, median, quartile3 = np.percentile(values[:, 0], (25, 50, 75))
+            reference = np.median(times[REFERENCE, kind], axis=0)
+            ratio, cpu_ratio = np.median(values, axis=0) / reference
+            rows.append(
+                {
+                    "model": model,
+                    "size": given.size,
+                    "kind": kind,
+                    "threads": threads,
+                    "milliseconds": round(float(median), 3),
+                    "quartile1": round(float(quartile1), 3),
+                    "quartile3": round(float(quartile3), 3),
+                    "ratio": round(float(ratio), 3),
+                    "cpu_milliseconds": round(float(np.median(values[:, 1])), 3),
+                    "cpu_ratio": round(float(cpu_ratio), 3),
+                    "calls": len(values),
+                    "size_bytes": files[model, kind].stat().st_size,
+                    "hardware": given.hardware,
+                    "commit": commit(),
+                    "command": command(),
+                }
+            )
+    for row in rows:
+        append_row(given.table, COLUMNS, row)
+        print(*(row[column] for column in COLUMNS[:10]), flush=True)
+    found = accuracies(RESULTS / "lfw_from_scratch.csv", tuple(given.models), given.size)
+    if len(found) > 1:
+        figure = given.table.with_suffix(".png")
+        plot(rows, found, figure)
+        print(figure)
+    else:
+        print(f"No figure: accuracies on equal data at {given.size} pixels are there for", end=" ")
+        print(", ".join(found) or "none of these models")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What the export benchmarks decide themselves: what has passed, is missing, is comparable."""
+
+import argparse
+import csv
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from benchmarks import export_matrix, phone_latency, run_exported
+
+BUILT_IN = {"CONV_2D": 3, "GELU": 1}
+
+
+@pytest.mark.parametrize(
+    ("format", "operators", "difference", "cosine", "reason"),
+    [
+        ("float32", BUILT_IN, 1e-4, 1.0, ""),
+        ("float32", BUILT_IN, 2e-4, 1.0, "difference 0.0002 above 0.0001"),
+        ("float32", {**BUILT_IN, "FlexErf": 1}, 0.0, 1.0, "not built in: FlexErf"),
+        ("saved_model", {"Conv2D": 3}, 1e-6, 1.0, ""),
+        ("onnx", {"Conv": 3}, float("nan"), 1.0, "difference nan above"),
+        ("float16", BUILT_IN, 1e-2, 0.9991, ""),
+        ("dynamic", BUILT_IN, 0.5, 0.985, "cosine 0.9850 below 0.99"),
+        ("int8", BUILT_IN, 0.5, 0.985, ""),
+    ],
+)
+def test_a_file_passes_by_the_bound_of_its_format(format, operators, difference, cosine, reason):
+    found = export_matrix.judge(format, operators, difference, cosine)
+    assert reason in found and bool(reason) == bool(found)
+
+
+def matrix_arguments(tmp_path, **more):
+    given = {"formats": ["float32", "onnx"], "threads": 1, "weights": {}, "hardware": "a shelf"}
+    return argparse.Namespace(table=tmp_path / "export.csv", **{**given, **more})
+
+
+def test_rows_that_are_there_are_left_out_and_a_failure_is_a_row(tmp_path):
+    given = matrix_arguments(tmp_path)
+    assert export_matrix.missing(given, "vit_b16") == ["float32", "onnx"]
+    export_matrix.add(given, "vit_b16", "float32", reason="", cosine=1.0)
+    export_matrix.add(given, "vit_b16", "onnx", reason="ExportError:\n no such operator")
+    assert export_matrix.missing(given, "vit_b16") == []
+    assert export_matrix.missing(given, "vit_s16") == ["float32", "onnx"]
+    with given.table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["passed"], row["reason"]) for row in rows] == [
+        ("True", ""),
+        ("False", "ExportError: no such operator"),
+    ]
+    # Trained weights, or another number of threads, are another row.
+    for more in ({"threads": 2}, {"weights": {"vit_b16": "a/trained.keras"}}):
+        other = matrix_arguments(tmp_path, **more)
+        assert export_matrix.missing(other, "vit_b16") == ["float32", "onnx"]
+
+
+def test_normalization_is_adapted_to_the_images_and_nothing_else_changes():
+    image = keras.Input((4, 4, 3))
+    x = layers.Dropout(0.5)(image)
+    x = layers.BatchNormalization(name="norm", momentum=0.9)(x)
+    model = keras.Model(image, x)
+    images = np.random.default_rng(0).normal(3, 2, (16, 4, 4, 3)).astype("float32")
+    export_matrix.adapt_normalization(model, images)
+    norm = model.get_layer("norm")
+    mean, variance = (
+        keras.ops.convert_to_numpy(value) for value in (norm.moving_mean, norm.moving_variance)
+    )
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), rtol=1e-4)
+    # Backends differ in whether they divide by n or by n - 1.
+    np.testing.assert_allclose(variance, images.var(axis=(0, 1, 2)), rtol=1e-2)
+    assert norm.momentum == 0.9 and model.layers[1].rate == 0.5
+
+
+def test_calls_are_timed_at_least_three_times_by_clock_and_processor():
+    times = run_exported.time_calls(lambda batch: sum(range(100_000)), np.zeros(1), seconds=0)
+    assert times.shape == (3, 2) and (times > 0).all()
+
+
+def test_accuracies_are_taken_from_equal_data_only(tmp_path):
+    table = tmp_path / "lfw.csv"
+    columns = ("model", *phone_latency.BUDGET, "accuracy")
+    rows = [
+        ("facerec_small", 988, 19742, 64, 32, 0, False, 0.95),  # alone with 32 epochs
+        ("facerec_small", 988, 19742, 64, 16, 0, False, 0.91),
+        ("facerec_small", 988, 19742, 64, 16, 0, True, 0.92),  # with the mirror image
+        ("mobilefacenet", 988, 19742, 64, 16, 0, False, 0.90),
+        ("mobilefacenet", 988, 19742, 112, 16, 0, False, 0.93),  # of another size
+        ("iresnet100", 988, 19742, 64, 16, 0, False, 0.97),  # not asked for
+    ]
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([columns, *rows])
+    found = phone_latency.accuracies(table, phone_latency.MODELS, 64)
+    assert found == {"facerec_small": 0.91, "mobilefacenet": 0.90}
+    assert phone_latency.accuracies(table, phone_latency.MODELS, 224) == {}
+    assert phone_latency.accuracies(tmp_path / "none.csv", phone_latency.MODELS, 64) == {}
