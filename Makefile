@@ -42,7 +42,8 @@ $(VENV)/.torch: $(VENV)/.tensorflow
 # Without npm or Chromium the tests of the page in the browser are skipped.
 $(VENV)/.applications: $(VENV)/.tensorflow applications/browser/package-lock.json
 	$(PIP) -e ".[face-id]"
-	if command -v npm; then npm ci --prefix applications/browser --no-fund --no-audit; fi
+	npm ci --prefix applications/browser --no-fund --no-audit || \
+		echo "npm ci did not succeed: the tests of applications/browser are skipped."
 	touch $@
 
 clean:
