@@ -22,6 +22,7 @@ from keras_hybrid.data.layer_augmentation import LayerAugmentation, image_augmen
 from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
 from keras_hybrid.data.opening import open_source
 from keras_hybrid.data.pairs import PairList, make_pairs, read_lfw_pairs
+from keras_hybrid.data.pillow_augmentation import RandAugment, RandomResizedCrop
 from keras_hybrid.data.recordio import RecordIOSource
 from keras_hybrid.data.sources import (
     CSVSource,
@@ -52,6 +53,8 @@ __all__ = [
     "LoadedImages",
     "NpzSource",
     "PairList",
+    "RandAugment",
+    "RandomResizedCrop",
     "RecordIOSource",
     "Subset",
     "TFDSSource",

@@ -15,6 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_hybrid.data.pillow_augmentation import RandAugment, RandomResizedCrop
+
 __all__ = ["LayerAugmentation", "image_augmentation"]
 
 _DTYPE = "float32"  # whatever the global policy: half precision cannot tell 255 grey levels apart
@@ -36,6 +38,10 @@ class LayerAugmentation:
             ``mixing`` does not allow.
         mixing: Layers that blend images and labels, such as `keras.layers.MixUp` and
             `keras.layers.CutMix`; one of them, drawn for each batch, comes last.
+        first: Functions ``f(images, seed=…)`` of arrays, before the layers, such as
+            :class:`RandAugment`.
+        mixing_epochs: Epochs in which there is mixing; ``None``: all. It takes the seeds that
+            ``Batches`` gives, (seed, epoch, batch).
 
     Raises:
         ValueError: If ``mixing`` is given without ``classes``.
@@ -57,12 +63,16 @@ class LayerAugmentation:
         layers: Sequence[keras.layers.Layer] = (),
         classes: int | None = None,
         mixing: Sequence[keras.layers.Layer] = (),
+        first: Sequence[Callable[..., np.ndarray]] = (),
+        mixing_epochs: int | None = None,
     ):
         if mixing and classes is None:
             raise ValueError("`mixing` blends labels and needs the number of `classes`.")
         self.layers = list(layers)
         self.classes = classes
         self.mixing = list(mixing)
+        self.first = list(first)
+        self.mixing_epochs = mixing_epochs
         self._chains: dict[int | None, _Chain] = {}
         self._lock = threading.Lock()
 
@@ -86,7 +96,8 @@ class LayerAugmentation:
             with ``classes``, float32 (batch, classes) that sum to 1; otherwise ``labels``.
 
         Raises:
-            ValueError: If a label is not a class, or a seed is negative.
+            ValueError: If a label is not a class, or a seed is negative or not of three numbers
+                where ``mixing_epochs`` needs the epoch.
         """
         key = [int(part) for part in np.atleast_1d(seed)]
         if any(part < 0 for part in key):
@@ -94,14 +105,25 @@ class LayerAugmentation:
         targets = labels
         if self.classes is not None:
             targets = one_hot(labels, self.classes)
+        for function in self.first:
+            images = function(images, seed=key)
         generator = np.random.default_rng(key)
-        choice = int(generator.integers(len(self.mixing))) if self.mixing else None
+        choice = int(generator.integers(len(self.mixing))) if self._mixes(key) else None
         with self._lock:  # threads of a loader share the chain, and PyTorch's runs eagerly
             if choice not in self._chains:
                 more = [] if choice is None else [self.mixing[choice]]
                 self._chains[choice] = _Chain([*self.layers, *more])
             images, mixed = self._chains[choice](images, targets, generator)
         return images, (labels if self.classes is None else mixed)
+
+    def _mixes(self, key: list[int]) -> bool:
+        if not self.mixing or self.mixing_epochs is None:
+            return bool(self.mixing)
+        if len(key) != 3:
+            raise ValueError(
+                f"`mixing_epochs` needs a `seed` of three, (seed, epoch, batch), got {key}."
+            )
+        return key[1] < self.mixing_epochs
 
 
 class _Chain:
@@ -187,8 +209,10 @@ def image_augmentation(
     erasing: float = 0.0,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    mixing_epochs: int | None = None,
+    resized_crop: float = 0.0,
 ) -> LayerAugmentation:
-    """Build the usual augmentation of image classification from Keras's layers.
+    """Build the usual augmentation of image classification.
 
     Args:
         image_size: Side of the images in pixels.
@@ -201,12 +225,14 @@ def image_augmentation(
         scale: Largest relative change of size.
         rotation: Largest rotation in degrees; black outside.
         jitter: Largest relative change of brightness, contrast and saturation.
-        rand_augment: Factor of `keras.layers.RandAugment` with two operations, 0 for none. Keras
-            draws the operations once for the whole batch and its factor is not the paper's
-            magnitude: a factor of 0.1 rotates by up to 36° and shifts by up to a tenth.
+        rand_augment: Magnitude of :class:`RandAugment` with two operations, in [0, 10], 0 for none.
+            It comes before Keras's layers.
         erasing: Probability that a rectangle is erased.
         mixup: α of MixUp's Beta(α, α), 0 for none.
         cutmix: α of CutMix, 0 for none; with both, each batch has one of the two.
+        mixing_epochs: Epochs with MixUp and CutMix; ``None``: all.
+        resized_crop: Smallest share of the area for :class:`RandomResizedCrop`, which comes first;
+            0 for none.
 
     Returns:
         What ``Batches(augment=…)`` takes.
@@ -219,11 +245,12 @@ def image_augmentation(
         ("scale", scale, 0.9),
         ("rotation", rotation, 180),
         ("jitter", jitter, 1),
-        ("rand_augment", rand_augment, 1),
+        ("rand_augment", rand_augment, 10),
         ("erasing", erasing, 1),
         ("mixup", mixup, 10),
         ("cutmix", cutmix, 1),
         ("crop_padding", crop_padding, image_size),
+        ("resized_crop", resized_crop, 1),
     ):
         if not 0 <= value <= limit:
             raise ValueError(f"`{name}` must lie in [0, {limit}], got {value!r}.")
@@ -248,11 +275,12 @@ def image_augmentation(
     if jitter:
         factors = {f"{kind}_factor": jitter for kind in ("brightness", "contrast", "saturation")}
         layers.append(make.RandomColorJitter((0, 255), **factors, **common))
-    if rand_augment:
-        layers.append(make.RandAugment((0, 255), num_ops=2, factor=rand_augment, **common))
     if erasing:
         layers.append(make.RandomErasing((erasing, erasing), **common))
     mixing = [make.MixUp(mixup, **common)] if mixup else []
     if cutmix:
         mixing.append(make.CutMix((cutmix, cutmix), **common))
-    return LayerAugmentation(layers, classes, mixing)
+    first = [RandomResizedCrop((resized_crop, 1.0))] if resized_crop else []
+    if rand_augment:
+        first.append(RandAugment(magnitude=rand_augment))
+    return LayerAugmentation(layers, classes, mixing, first, mixing_epochs)

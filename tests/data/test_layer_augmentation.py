@@ -102,11 +102,22 @@ def test_one_of_the_mixing_layers_is_drawn_for_each_batch():
     assert {True, False} == set(cut)
 
 
+def test_mixing_ends_after_its_epochs():
+    labels = np.arange(16) % 4
+    images = np.broadcast_to((labels * 60)[:, None, None, None], (16, 8, 8, 3)).astype(np.uint8)
+    augment = image_augmentation(8, 4, flip=False, mixup=1.0, mixing_epochs=2)
+    for epoch in range(4):
+        soft = arrays(augment(images, labels, seed=(0, epoch, 5)))[1]
+        assert (soft.max(-1) < 1).any() == (epoch < 2), epoch
+    with pytest.raises(ValueError, match=r"`mixing_epochs` needs a `seed` of three.*\[7\]"):
+        augment(images, labels, seed=7)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="compiles for half a minute")
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"rand_augment": 0.3},
+        {"rand_augment": 9, "resized_crop": 0.5},
         {"flip_vertical": True, "shift": 0.1, "scale": 0.1, "jitter": 0.2},
     ],
 )

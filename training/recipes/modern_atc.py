@@ -18,7 +18,7 @@ recipe = dataclasses.replace(
     ema_momentum=0.999,
     augmentation={
         "crop_padding": 4,
-        "rand_augment": 0.1,
+        "rand_augment": 9.0,
         "erasing": 0.25,
         "mixup": 0.8,
         "cutmix": 1.0,
