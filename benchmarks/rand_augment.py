@@ -59,7 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
-    parser.add_argument("--table", default=str(ROOT / "benchmarks/results/rand_augment.csv"))
+    table = ROOT / "benchmarks/results/rand_augment.csv"
+    parser.add_argument("--table", type=pathlib.Path, default=table)
     given = parser.parse_args()
 
     import keras
