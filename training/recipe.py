@@ -46,6 +46,8 @@ class Recipe:
             "cross_entropy", with a dense one.
         margin: Of the loss. ``None``: the loss's own default.
         scale: Factor on the cosines (the papers' s).
+        sampling_rate: Share of the identities in a training step, for a loss with a margin and very
+            many identities (``keras_hybrid.layers.PartialCosineClassifier``); 1: all of them.
         label_smoothing: Of "cross_entropy": the share that is spread over all classes.
         optimizer: "adamw", "adam", "sgd" or "muon" (``keras_hybrid.optimizers.Muon``: for matrices
             and convolutions; AdamW for everything else).
@@ -104,6 +106,7 @@ class Recipe:
     loss: str = "cosface"
     margin: float | None = None
     scale: float = 30.0
+    sampling_rate: float = 1.0
     label_smoothing: float = 0.0
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
@@ -174,6 +177,13 @@ class Recipe:
             raise ValueError(f"ema_momentum must be in (0, 1) or none; got {self.ema_momentum!r}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1); got {self.label_smoothing!r}.")
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must be in (0, 1]; got {self.sampling_rate!r}.")
+        if self.sampling_rate < 1 and self.loss == "cross_entropy":
+            raise ValueError(
+                "sampling_rate below 1 needs a loss on cosines, such as 'cosface'; got "
+                "loss='cross_entropy'."
+            )
         mixes = self.augmentation.get("mixup") or self.augmentation.get("cutmix")
         if self.loss != "cross_entropy" and (self.label_smoothing or mixes):
             raise ValueError(

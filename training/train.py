@@ -207,7 +207,10 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
         "classifier_activation": None,
         **recipe.model_arguments,
     }
-    model = kh.create_model(recipe.model, **arguments)
+    if recipe.sampling_rate < 1:
+        model = _with_sampled_classes(recipe, arguments)
+    else:
+        model = kh.create_model(recipe.model, **arguments)
     optimizer = build_optimizer(recipe, steps_per_epoch)
     if recipe.weight_decay:
         optimizer.exclude_from_weight_decay(var_list=without_weight_decay(model))
@@ -218,6 +221,28 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
     model.compile(optimizer, loss=build_loss(recipe), metrics=metrics)
     return model
+
+
+def _with_sampled_classes(recipe: Recipe, arguments: dict):
+    """Return the model with a head that trains against a sample of the classes."""
+    import keras_hybrid as kh
+
+    head = kh.layers.PartialCosineClassifier(
+        arguments["classes"],
+        recipe.sampling_rate,
+        arguments.pop("centers_per_class", 1),
+        seed=recipe.seed,
+        name="predictions",
+    )
+    if head.sampled < recipe.batch_size:
+        raise ValueError(
+            f"sampling_rate {recipe.sampling_rate:g} of {head.classes} identities is "
+            f"{head.sampled} a step, fewer than a batch of {recipe.batch_size} may have: raise "
+            "sampling_rate or lower batch_size."
+        )
+    trunk = kh.create_model(recipe.model, include_top=False, pooling="native", **arguments)
+    inputs = trunk.inputs if len(trunk.inputs) > 1 else trunk.inputs[0]
+    return kh.applications.MarginModel(inputs, head(trunk.output), name=trunk.name)
 
 
 def build_augmentation(recipe: Recipe, classes: int):

@@ -1,4 +1,4 @@
-"""The model class of the zoo: a Functional model that knows how to train adaptive margins."""
+"""The model class of the zoo: a Functional model that knows how to train margins."""
 
 import contextlib
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from keras_hybrid.layers.margin import (
     record_embedding_norms,
     recorded_embedding_norms,
 )
+from keras_hybrid.layers.partial_margin import PartialCosineClassifier, supply_labels
 from keras_hybrid.losses.margin import AdaptiveMarginLoss, MarginState
 
 __all__ = ["MarginModel"]
@@ -30,6 +31,9 @@ class MarginModel(keras.Model):
     - hands the loss the norms of the embeddings that the model's `CosineClassifier` got in the same
       step, if the loss asks for them. ``compute_loss`` outside a training or evaluation step takes
       them from a forward pass of its own, in inference mode.
+
+    With a `keras_hybrid.layers.PartialCosineClassifier` as its output layer, a training step tells
+    that layer the labels, and gives loss and metrics the labels' columns in what comes out.
 
     Raises:
         ValueError: On ``compile`` with more than one adaptive loss, or with a loss that needs
@@ -84,7 +88,11 @@ class MarginModel(keras.Model):
 
     def train_step(self, *args, **kwargs):
         """Run one training step of the backend."""
-        with self._recording():
+        labels = None
+        if self._partial_classifier is not None:
+            data = kwargs["data"] if "data" in kwargs else args[-1]  # JAX passes its state first
+            _, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with self._recording(), supply_labels(labels):
             return super().train_step(*args, **kwargs)
 
     def test_step(self, *args, **kwargs):
@@ -94,12 +102,30 @@ class MarginModel(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Compute the total loss as `keras.Model.compute_loss` does."""
+        y = self._columns(y, y_pred)
         if self._adaptive is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         loss = self._adaptive.loss
         norms = self._embedding_norms(x) if loss.needs_norms else None
         with loss.supplied(self._adaptive.state, norms, training):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Update the metrics as `keras.Model.compute_metrics` does."""
+        return super().compute_metrics(x, self._columns(y, y_pred), y_pred, sample_weight)
+
+    @property
+    def _partial_classifier(self) -> PartialCosineClassifier | None:
+        """The output layer, if it samples classes in training."""
+        layer = self.layers[-1]
+        return layer if isinstance(layer, PartialCosineClassifier) else None
+
+    def _columns(self, y, y_pred):
+        """Return where the labels stand in predictions that may be of a sample of the classes."""
+        head = self._partial_classifier
+        if head is None or y_pred is None or y_pred.shape[-1] == head.classes:
+            return y
+        return head.columns(y)
 
     def _recording(self):
         if self._adaptive is not None and self._adaptive.loss.needs_norms:

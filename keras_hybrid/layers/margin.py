@@ -97,10 +97,16 @@ class _CosineHead(keras.layers.Layer):
             name="centers", shape=shape, initializer=initialize, dtype="float32", autocast=False
         )
 
-    def cosine(self, embedding):
-        """Return cosθ, shape (batch, classes), float32, in [-1, 1]."""
+    def cosine(self, embedding, centers=None):
+        """Return cosθ, shape (batch, classes), float32, in [-1, 1].
+
+        Args:
+            embedding: Embedding, shape (batch, dim).
+            centers: Those of some classes only; default all.
+        """
         embedding = ops.cast(embedding, "float32")
-        centers = ops.cast(self.centers, "float32")
+        centers = ops.cast(self.centers if centers is None else centers, "float32")
+        classes = centers.shape[0]
         if self.centers_per_class > 1:
             centers = ops.reshape(centers, (-1, centers.shape[-1]))
         squared_norm = ops.sum(ops.square(embedding), axis=-1, keepdims=True)
@@ -112,7 +118,7 @@ class _CosineHead(keras.layers.Layer):
         centers = centers * ops.rsqrt(ops.maximum(squared_norm, _MIN_SQUARED_NORM))
         cosine = ops.matmul(embedding, ops.transpose(centers))
         if self.centers_per_class > 1:
-            cosine = ops.reshape(cosine, (-1, self.classes, self.centers_per_class))
+            cosine = ops.reshape(cosine, (-1, classes, self.centers_per_class))
             cosine = ops.max(cosine, axis=-1)
         # Only rounding goes beyond ±1, so its gradient passes.
         return cosine + ops.stop_gradient(ops.clip(cosine, -1.0, 1.0) - cosine)

@@ -59,6 +59,8 @@ def test_keywords_are_added_key_by_key():
         (("--augment", "maybe"), "augment must be one of faces, images, none"),
         (("--ema-momentum", "1"), "ema_momentum must be in"),
         (("--pairs-every", "1"), "pairs_every must be 0"),
+        (("--sampling-rate", "0"), r"sampling_rate must be in \(0, 1\]; got 0"),
+        (("--sampling-rate", "0.5", "--loss", "cross_entropy"), "needs a loss on cosines"),
         (("--patience", "0"), "patience must be positive"),
         (("--label-smoothing", "0.1"), "need loss='cross_entropy'"),
         (("--augment", "images", "--augmentation", "mixup=0.2"), "need loss='cross_entropy'"),

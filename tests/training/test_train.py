@@ -81,7 +81,8 @@ def train_until(recipe, out, monkeypatch, stop_at=None):
     """Run a recipe's training alone; returns (weights, history)."""
     images, test = train.load_data(recipe)
     keras.utils.set_random_seed(recipe.seed)
-    model = train.build_model(recipe, 4, len(images.labels) // recipe.batch_size)
+    classes = len(set(images.labels.tolist()))
+    model = train.build_model(recipe, classes, len(images.labels) // recipe.batch_size)
     monkeypatch.setattr(train, "_tensorboard", lambda folder: [])  # it imports TensorFlow
     fit = type(model).fit
     if stop_at is not None:
@@ -243,6 +244,23 @@ def test_a_run_with_an_adaptive_loss_resumes_its_state(tmp_path, monkeypatch):
     assert resumed_history[-1]["curriculum_t"] == pytest.approx(history[-1]["curriculum_t"])
     for a, b in zip(expected, resumed, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_against_samples_of_the_classes_resumes_its_draws(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(TINY, data="synthetic:24x5", sampling_rate=0.7)
+    expected, history = train_until(recipe, tmp_path / "whole", monkeypatch)
+    with pytest.raises(Stop):
+        train_until(recipe, tmp_path / "broken", monkeypatch, 3)
+    resumed, _ = train_until(recipe, tmp_path / "broken", monkeypatch)
+    for a, b in zip(expected, resumed, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_sample_smaller_than_a_batch_is_refused_before_training(tmp_path):
+    recipe = dataclasses.replace(TINY, data="synthetic:24x5", sampling_rate=0.5)
+    with pytest.raises(ValueError, match=r"sampling_rate 0\.5 of 24 identities is 12 a step.*16"):
+        train.run(recipe, tmp_path, verbose=0)
 
 
 CLASSIFIER = dataclasses.replace(

@@ -1,0 +1,221 @@
+"""Sampled classes: who is drawn, where the labels stand, and what fit makes of it."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_hybrid as kh
+from keras_hybrid.layers import CosineClassifier, PartialCosineClassifier
+from keras_hybrid.layers.partial_margin import supply_labels
+
+CLASSES, DIM = 40, 8
+RANDOM = np.random.default_rng(0)
+PROTOTYPES = RANDOM.normal(size=(CLASSES, 12))
+LABELS = np.arange(120) % CLASSES
+VECTORS = (PROTOTYPES[LABELS] + 0.2 * RANDOM.normal(size=(120, 12))).astype("float32")
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def head(**arguments):
+    layer = PartialCosineClassifier(CLASSES, **{"sampling_rate": 0.3, "seed": 1, **arguments})
+    layer.build((None, DIM))
+    return layer
+
+
+def build(classifier, seed=1):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((12,))
+    embedding = keras.layers.Dense(DIM, name="embedding")(inputs)
+    return kh.applications.MarginModel(inputs, classifier(embedding))
+
+
+def partial(rate, **arguments):
+    return PartialCosineClassifier(CLASSES, rate, name="predictions", seed=3, **arguments)
+
+
+@pytest.mark.parametrize(
+    "labels", [[5, 0, 39, 7], [5, 5, 0, 5, 39, 0, 5, 5], list(range(12)), [3] * 12]
+)
+def test_a_sample_has_the_batchs_classes_where_columns_says_and_others_once_each(labels):
+    layer = head()
+    assert layer.sampled == 12
+    seen = set()
+    for _ in range(60):
+        sample = numpy(layer.sample(ops.convert_to_tensor(labels, "int32")))
+        assert sample.shape == (12,) and len(set(sample)) == 12
+        assert sample.min() >= 0 and sample.max() < CLASSES
+        columns = numpy(layer.columns(ops.convert_to_tensor(labels)))
+        np.testing.assert_array_equal(sample[columns], labels)
+        seen |= set(sample)
+    assert len(seen) == (12 if len(set(labels)) == 12 else CLASSES)
+
+
+def test_the_others_are_drawn_alike():
+    layer, labels = head(), ops.convert_to_tensor([[2], [2], [9], [4]], "int32")
+    counts = np.zeros(CLASSES)
+    for _ in range(600):
+        np.add.at(counts, numpy(layer.sample(labels)), 1)
+    assert (counts[[2, 9, 4]] == 600).all()
+    others = np.delete(counts, [2, 9, 4])
+    expected = 600 * 9 / 37
+    # Binomial: five standard deviations at most.
+    assert np.abs(others - expected).max() < 5 * np.sqrt(expected * (1 - 9 / 37))
+
+
+@pytest.mark.parametrize("centers", [1, 3])
+def test_training_sees_the_cosines_of_the_sample(centers):
+    layer = head(centers_per_class=centers)
+    embedding = RANDOM.normal(size=(6, DIM)).astype("float32")
+    labels = ops.convert_to_tensor([1, 8, 1, 30, 2, 8], "int32")
+    full = numpy(layer(embedding))
+    assert full.shape == (6, CLASSES)
+    np.testing.assert_array_equal(numpy(layer(embedding, training=True)), full)  # no labels
+    state = numpy(layer.seed_generator.state.value)
+    sample = numpy(layer.sample(labels))
+    layer.seed_generator.state.assign(state)
+    with supply_labels(labels):
+        np.testing.assert_array_equal(numpy(layer(embedding)), full)
+        seen = numpy(layer(embedding, training=True))
+    np.testing.assert_allclose(seen, full[:, sample], atol=1e-6)
+
+
+def test_a_rate_of_one_is_the_full_head():
+    histories, weights = [], []
+    for classifier in (CosineClassifier(CLASSES, name="predictions"), partial(1.0)):
+        model = build(classifier)
+        # Both heads begin with the same centres; their initialisers were made with other seeds.
+        centers = np.random.default_rng(5).normal(size=(CLASSES, DIM))
+        model.get_layer("predictions").centers.assign(centers)
+        model.compile("adam", loss=kh.losses.CosFace(scale=16.0), metrics=["accuracy"])
+        histories.append(model.fit(VECTORS, LABELS, batch_size=32, epochs=3, verbose=0).history)
+        weights.append([numpy(w) for w in model.trainable_variables])
+    assert histories[0] == histories[1]
+    for full, sampled in zip(*weights, strict=True):
+        np.testing.assert_array_equal(full, sampled)
+
+
+def test_a_step_is_that_of_a_softmax_over_the_sample():
+    """The gradient of the sampled loss once more, by differences of a loss in float64."""
+    layer = partial(0.3)
+    model = build(layer)
+    rate = 1e-3
+    model.compile(keras.optimizers.SGD(rate), loss=kh.losses.CosFace(margin=0.2, scale=8.0))
+    x, y = VECTORS[:10], LABELS[:10] // 2  # classes that occur twice
+    before = numpy(layer.centers).astype("float64")
+    kernel, bias = (numpy(w).astype("float64") for w in model.get_layer("embedding").weights)
+    state = numpy(layer.seed_generator.state.value)
+    sample = numpy(layer.sample(ops.convert_to_tensor(y, "int32")))
+    layer.seed_generator.state.assign(state)
+    loss = model.train_on_batch(x, y)
+
+    def expected_loss(centers):
+        embedding = x @ kernel + bias
+        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+        chosen = centers[sample] / np.linalg.norm(centers[sample], axis=1, keepdims=True)
+        logits = 8.0 * (embedding @ chosen.T - 0.2 * (y[:, None] == sample))
+        target = (logits * (y[:, None] == sample)).sum(1)
+        return np.mean(np.log(np.exp(logits).sum(1)) - target)
+
+    assert abs(float(loss) - expected_loss(before)) < 1e-5
+    moved = numpy(layer.centers) - before
+    others = np.setdiff1d(np.arange(CLASSES), sample)
+    assert not moved[others].any()  # SGD without momentum
+    for row in sample:
+        step = np.zeros_like(before)
+        step[row, 2] = 1e-5
+        slope = (expected_loss(before + step) - expected_loss(before - step)) / 2e-5
+        np.testing.assert_allclose(moved[row, 2], -rate * slope, atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda: kh.losses.ArcFace(margin=0.2, scale=16.0),
+        lambda: kh.losses.CurricularFace(margin=0.2, scale=16.0),
+        lambda: kh.losses.AdaFace(scale=16.0),
+    ],
+    ids=["arcface", "curricularface", "adaface"],
+)
+def test_fit_learns_all_classes_from_samples_and_evaluates_on_all(loss):
+    model = build(partial(0.4, centers_per_class=2))
+    optimizer = keras.optimizers.AdamW(0.02, global_clipnorm=5.0)
+    metrics = ["accuracy", kh.metrics.MeanTargetCosine(name="target_cosine")]
+    model.compile(optimizer, loss=loss(), metrics=metrics)
+    # 120 = 7 · 16 + 8: the last batch is smaller.
+    history = model.fit(
+        VECTORS, LABELS, batch_size=16, epochs=12, verbose=0, validation_data=(VECTORS, LABELS)
+    ).history
+    assert history["val_accuracy"][0] < 0.6 < 0.95 < history["val_accuracy"][-1]
+    assert history["accuracy"][-1] > 0.95
+    assert history["target_cosine"][-1] > history["target_cosine"][0] + 0.2
+    output = model.predict(VECTORS[:5], verbose=0)
+    assert output.shape == (5, CLASSES)
+    np.testing.assert_array_equal(output.argmax(1), LABELS[:5])
+
+
+def test_draws_follow_the_seed():
+    runs = []
+    for _ in range(2):
+        model = build(partial(0.3, kernel_initializer=keras.initializers.GlorotUniform(seed=2)))
+        model.compile("sgd", loss=kh.losses.CosFace(scale=16.0))
+        model.fit(VECTORS, LABELS, batch_size=12, epochs=2, shuffle=False, verbose=0)
+        runs.append([numpy(w) for w in model.weights])
+    for first, second in zip(*runs, strict=True):
+        np.testing.assert_array_equal(first, second)
+    labels = ops.convert_to_tensor(LABELS[:6])
+    layer = head()
+    assert (numpy(layer.sample(labels)) != numpy(layer.sample(labels))).any()
+
+
+def test_a_saved_model_is_the_same_and_gives_its_centres_to_a_full_head(tmp_path):
+    model = build(partial(0.3))
+    model.compile("adam", loss=kh.losses.CosFace(scale=16.0))
+    model.fit(VECTORS, LABELS, batch_size=12, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    layer = loaded.get_layer("predictions")
+    assert isinstance(layer, PartialCosineClassifier)
+    assert (layer.sampling_rate, layer.sampled, layer.seed) == (0.3, 12, 3)
+    expected = model.predict(VECTORS, verbose=0)
+    np.testing.assert_allclose(loaded.predict(VECTORS, verbose=0), expected, atol=1e-6)
+    loaded.fit(VECTORS, LABELS, batch_size=12, verbose=0)
+    full = build(CosineClassifier(CLASSES, name="predictions"))
+    for name in ("embedding", "predictions"):
+        full.get_layer(name).set_weights(
+            [numpy(w) for w in model.get_layer(name).trainable_variables]
+        )
+    np.testing.assert_allclose(full.predict(VECTORS, verbose=0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rate", "classes", "sampled"), [(0.07, 100, 7), (0.3, 10, 3), (0.25, 10, 3), (1, 7, 7)]
+)
+def test_the_sample_is_rounded_up(rate, classes, sampled):
+    assert PartialCosineClassifier(classes, rate).sampled == sampled
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 1.5])
+def test_a_rate_out_of_range_is_refused(rate):
+    with pytest.raises(ValueError, match=r"sampling_rate must lie in \(0, 1\].*="):
+        PartialCosineClassifier(10, rate)
+
+
+def test_a_batch_larger_than_the_sample_is_refused():
+    with pytest.raises(ValueError, match="A batch of 13 may have more classes than the 12"):
+        head().sample(ops.convert_to_tensor(LABELS[:13]))
+    model = build(partial(0.3))
+    model.compile("sgd", loss=kh.losses.CosFace())
+    with pytest.raises(Exception, match=r"batch|reshape|Reshape"):
+        model.fit(VECTORS, LABELS, batch_size=24, verbose=0)
+
+
+def test_labels_that_are_no_ids_are_refused():
+    one_hot = np.eye(CLASSES, dtype="float32")[LABELS]
+    model = build(partial(0.3))
+    model.compile("sgd", loss=kh.losses.CosFace())
+    with pytest.raises(ValueError, match=r"needs labels as ids.*\(12, 40\)|needs labels as ids"):
+        model.fit(VECTORS, one_hot, batch_size=12, verbose=0)
