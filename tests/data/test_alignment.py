@@ -21,6 +21,8 @@ from keras_hybrid.data import (
     similarity_transform,
 )
 
+pytestmark = pytest.mark.any_backend
+
 Image = pytest.importorskip("PIL.Image")
 
 SHARED = Path(__file__).parents[2].parent / "shared"

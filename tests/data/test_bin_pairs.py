@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from keras_hybrid.data import read_bin
 from keras_hybrid.evaluation import evaluate_pairs
 
+pytestmark = pytest.mark.any_backend
+
 Image = pytest.importorskip("PIL.Image")
 
 

@@ -3,6 +3,8 @@ import pytest
 
 from keras_hybrid import data
 
+pytestmark = pytest.mark.any_backend
+
 
 @pytest.fixture(scope="module")
 def source():

@@ -6,6 +6,8 @@ import pytest
 
 from keras_hybrid.data import read_lfw_pairs
 
+pytestmark = pytest.mark.any_backend
+
 Image = pytest.importorskip("PIL.Image")
 
 SHARED = Path(__file__).parents[2].parent / "shared"

@@ -5,6 +5,8 @@ import keras_hybrid as kh
 from keras_hybrid.data import Batches, RandAugment, RandomResizedCrop, image_augmentation
 from keras_hybrid.data.pillow_augmentation import _operations
 
+pytestmark = pytest.mark.any_backend
+
 Image = pytest.importorskip("PIL.Image")
 
 NAMES = [

@@ -21,6 +21,8 @@ from keras_hybrid.data import (
     split_source,
 )
 
+pytestmark = pytest.mark.any_backend
+
 Image = pytest.importorskip("PIL.Image")
 
 MAGIC = bytes.fromhex("0a23d7ce")

@@ -23,6 +23,8 @@ from keras_hybrid.data import (
     split_source,
 )
 
+pytestmark = pytest.mark.any_backend
+
 Image = pytest.importorskip("PIL.Image")
 
 SHARED = Path(__file__).parents[2].parent / "shared"

@@ -3,6 +3,8 @@ import pytest
 
 from keras_hybrid.data import synthetic_identities
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_shapes_types_and_labels():
     images, labels = synthetic_identities(3, 4, image_size=16)

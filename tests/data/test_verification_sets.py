@@ -14,6 +14,8 @@ from keras_hybrid.data import (
     verification_set_info,
 )
 
+pytestmark = pytest.mark.any_backend
+
 Image = pytest.importorskip("PIL.Image")
 
 SHARED = Path(__file__).parents[2].parent / "shared"

@@ -8,6 +8,8 @@ from keras_hybrid import evaluation
 from keras_hybrid.evaluation import plots
 from keras_hybrid.evaluation.plots import read_history
 
+pytestmark = pytest.mark.any_backend
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 HISTORY = {

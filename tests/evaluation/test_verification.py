@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from keras_hybrid import evaluation
 
+pytestmark = pytest.mark.any_backend
+
 
 @st.composite
 def scored_pairs(draw, min_kind=1, max_pairs=40):

@@ -12,6 +12,8 @@ import pytest
 from keras_hybrid import data
 from training import cifar10_from_npm
 
+pytestmark = pytest.mark.any_backend
+
 pytest.importorskip("PIL.Image")
 ROWS = 20
 

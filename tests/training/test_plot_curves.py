@@ -4,6 +4,8 @@ import pytest
 
 from training import plot_curves
 
+pytestmark = pytest.mark.any_backend
+
 pytest.importorskip("matplotlib")
 LOG = "epoch,accuracy,loss,val_loss\n0,0.1,2.3,\n1,0.3,1.9,2.0\n"
 

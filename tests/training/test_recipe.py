@@ -5,6 +5,8 @@ import pytest
 
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
 
+pytestmark = pytest.mark.any_backend
+
 GIVEN = ("--model-arguments", "landmarks=given")
 
 
