@@ -12,7 +12,7 @@ from keras_hybrid.applications.features import feature_model
 from keras_hybrid.applications.registry import create_model, list_models, model_info
 from keras_hybrid.applications.resizing import transfer_weights
 
-_LAZY = ("convert", "data", "evaluation", "explain", "export")
+_LAZY = ("convert", "data", "distribution", "evaluation", "explain", "export")
 
 __all__ = [
     "__version__",

@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import importlib
 import pathlib
+import re
 from typing import Any
 
 __all__ = [
@@ -75,6 +76,9 @@ class Recipe:
             ``None``: never.
         validation_every: Epochs between validations; the last epoch is always validated.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        mesh: Devices to train on, such as "data=4,model=2": the images of a batch are split over
+            four groups of devices, the identities over two in each
+            (``keras_hybrid.distribution.ClassParallel``; JAX only). ``None``: one device.
         seed: Of initial weights, data order, augmentation and dropout.
         checkpoint_steps: Steps between checkpoints within an epoch, besides one at each epoch's
             end: what a killed run loses at most.
@@ -126,6 +130,7 @@ class Recipe:
     patience: int | None = None
     validation_every: int = 4
     precision: str = "float32"
+    mesh: str | None = None
     seed: int = 0
     checkpoint_steps: int = 500
     workers: int = 1
@@ -177,6 +182,11 @@ class Recipe:
             raise ValueError(f"ema_momentum must be in (0, 1) or none; got {self.ema_momentum!r}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1); got {self.label_smoothing!r}.")
+        if self.batch_size % self.mesh_axes.get("data", 1):
+            raise ValueError(
+                f"batch_size must be a multiple of the mesh's data; got batch_size="
+                f"{self.batch_size}, mesh={self.mesh!r}."
+            )
         if not 0 < self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in (0, 1]; got {self.sampling_rate!r}.")
         if self.sampling_rate < 1 and self.loss == "cross_entropy":
@@ -221,6 +231,16 @@ class Recipe:
             )
         if self.takes_landmarks:
             self._check_landmarks()
+
+    @property
+    def mesh_axes(self) -> dict[str, int]:
+        """Devices by axis of the mesh; empty without one."""
+        if self.mesh is None:
+            return {}
+        axes = re.fullmatch(r"data=([1-9]\d*)(?:,model=([1-9]\d*))?", self.mesh)
+        if axes is None:
+            raise ValueError(f"mesh must be like 'data=4,model=2' or none; got {self.mesh!r}.")
+        return {"data": int(axes[1]), "model": int(axes[2] or 1)}
 
     @property
     def takes_landmarks(self) -> bool:

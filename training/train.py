@@ -4,6 +4,7 @@ Run the same command again to continue a run that was stopped, however it was st
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -414,15 +415,36 @@ def run(recipe: Recipe, out: pathlib.Path, *, restart: bool = False, verbose: in
     """
     import keras
 
+    with _distribution(recipe):
+        keras.config.set_dtype_policy(recipe.precision)
+        return _run(recipe, out, restart, verbose)
+
+
+def _distribution(recipe: Recipe):
+    """Return the context in which a recipe is run: that of its mesh, if it has one."""
+    if not recipe.mesh_axes:
+        return contextlib.nullcontext()
+    from keras_hybrid.distribution import ClassParallel
+
+    return ClassParallel(**recipe.mesh_axes).scope()
+
+
+def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict:
+    import keras
+
     from training.report import finish
 
-    keras.config.set_dtype_policy(recipe.precision)
     train, test = load_data(recipe)
     pairs = load_pairs(recipe)
     # After the data: what a reader imports on its first use may draw from Python's generator.
     keras.utils.set_random_seed(recipe.seed)
     classes = len(train.class_names)
     steps = max(1, len(train.labels) // recipe.batch_size)
+    if classes % recipe.mesh_axes.get("model", 1):
+        raise ValueError(
+            f"The mesh's model must divide the number of identities, {classes}; got "
+            f"mesh={recipe.mesh!r}."
+        )
     model = build_model(recipe, classes, steps)
     print(
         f"{recipe.model}: {model.count_params():,} parameters, {classes} identities, "

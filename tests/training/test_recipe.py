@@ -61,6 +61,8 @@ def test_keywords_are_added_key_by_key():
         (("--augment", "maybe"), "augment must be one of faces, images, none"),
         (("--ema-momentum", "1"), "ema_momentum must be in"),
         (("--pairs-every", "1"), "pairs_every must be 0"),
+        (("--mesh", "model=2"), "mesh must be like 'data=4,model=2'"),
+        (("--mesh", "data=3", "--batch-size", "16"), "batch_size must be a multiple"),
         (("--sampling-rate", "0"), r"sampling_rate must be in \(0, 1\]; got 0"),
         (("--sampling-rate", "0.5", "--loss", "cross_entropy"), "needs a loss on cosines"),
         (("--patience", "0"), "patience must be positive"),

@@ -1,0 +1,71 @@
+"""Train a tiny recipe on one device and on a mesh of eight; what the test compares, as JSON.
+
+``python train_on_devices.py FOLDER``, in an environment where JAX has eight devices.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import keras
+
+from tests.training.test_train import TINY, Stop, StopAt
+from training import train
+
+FOLDER = pathlib.Path(sys.argv[1])
+RECIPE = dataclasses.replace(
+    # 3 of 10 images of each of 12 identities are for testing: 36, which four devices divide, but
+    # not its last batch of 4 + 16.
+    TINY,
+    data="synthetic:12x10",
+    test_fraction=0.3,
+    epochs=3,
+    sampling_rate=1.0,
+    optimizer="adamw",
+)
+SAMPLED = dataclasses.replace(RECIPE, data="synthetic:24x5", sampling_rate=0.75)
+ON_MESH = {"mesh": "data=4,model=2"}
+
+
+def history(folder: pathlib.Path) -> list[dict]:
+    return json.loads((folder / "checkpoint" / "latest.json").read_text())["history"]
+
+
+def run(recipe, name: str) -> dict:
+    results = train.run(recipe, FOLDER / name, verbose=0)
+    return {"results": results, "history": history(FOLDER / name)}
+
+
+class Look(keras.callbacks.Callback):
+    """Notes how every variable is laid out."""
+
+    def __init__(self):
+        super().__init__()
+        self.layouts = {}
+
+    def on_train_end(self, logs=None):
+        for v in [*self.model.variables, *self.model.optimizer.variables]:
+            self.layouts[v.path] = str(v.value.sharding.spec)
+
+
+def interrupted() -> dict:
+    recipe = dataclasses.replace(RECIPE, **ON_MESH)
+    train._tensorboard = lambda folder: [StopAt(7)]
+    try:
+        run(recipe, "broken")
+    except Stop:
+        train._tensorboard = lambda folder: []
+        return run(recipe, "broken")
+    raise AssertionError("it was not interrupted")
+
+
+answer = {"interrupted": interrupted()}
+for name, recipe in (("full", RECIPE), ("sampled", SAMPLED)):
+    answer[name] = run(recipe, name)
+    look = Look()
+    train._tensorboard = lambda folder, look=look: [look]
+    answer[f"{name}_mesh"] = run(dataclasses.replace(recipe, **ON_MESH), f"{name}_mesh")
+    train._tensorboard = lambda folder: []
+    answer[f"{name}_split"] = {k: spec for k, spec in look.layouts.items() if "model" in spec}
+(FOLDER / "answer.json").write_text(json.dumps(answer))
