@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_hybrid as kh
-from keras_hybrid.cli import EXPLANATIONS
+from keras_hybrid.cli.arguments import EXPLANATIONS
 from keras_hybrid.explain import plots, summary
 from tests.cases import IMAGES, small_model
 from tests.explain.models import (

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import keras_hybrid as kh
-from keras_hybrid.cli import _parser
+from keras_hybrid.cli.arguments import build_parser
 
 pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
 pytest.importorskip("tensorflow", reason="TensorFlow, which exports, is not installed")
@@ -201,7 +201,7 @@ def test_the_command_line_takes_the_commands_of_the_page():
     lines = re.findall(r"^keras-hybrid (.+)$", (PAGE / "README.md").read_text("utf-8"), re.M)
     assert len(lines) == 2
     for line in lines:
-        given = _parser().parse_args(shlex.split(line))
+        given = build_parser().parse_args(shlex.split(line))
         given.check(given)
 
 

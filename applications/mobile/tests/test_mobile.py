@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import keras_hybrid as kh
-from keras_hybrid.cli import _parser
+from keras_hybrid.cli.arguments import build_parser
 from keras_hybrid.export.conversion import SIGNATURE
 from keras_hybrid.export.preparation import IMAGE, prepare
 
@@ -62,7 +62,7 @@ def test_the_command_line_takes_the_commands(page):
     own = [line[1:] for line in commands(page) if line[0] == "keras-hybrid"]
     assert own
     for line in own:
-        given = _parser().parse_args(line)
+        given = build_parser().parse_args(line)
         given.check(given)
         assert (given.to, given.output) == ("litert", "embedding")
 

@@ -1,0 +1,5 @@
+"""What the commands raise."""
+
+
+class UsageError(ValueError):
+    """Arguments that make no sense together."""

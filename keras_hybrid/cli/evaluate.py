@@ -1,0 +1,148 @@
+"""``keras-hybrid evaluate``: identification and verification on data of one's own."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from keras_hybrid.cli.printing import indented, print_table
+from keras_hybrid.cli.reading import (
+    RESULTS,
+    check_embedding,
+    check_file,
+    image_size,
+    load_model,
+    open_source,
+    read_results,
+)
+
+# An evaluation's results.json says so, and only such a file is overwritten: not a training's.
+KIND = "keras_hybrid evaluation"
+
+
+def run_evaluate(given: argparse.Namespace) -> None:
+    """Measure identification and verification."""
+    check_file(given.model)
+    if given.out is not None:
+        _check_out(given.out)
+    from keras_hybrid import evaluation
+
+    model = load_model(given.model)
+    size = image_size(model, given.model, may_take_landmarks=True)
+    for option in ("landmarks", "pairs_landmarks"):
+        if getattr(given, option) is not None and len(model.inputs) == 1:
+            raise ValueError(
+                f"{given.model} takes no landmarks: leave --{option.replace('_', '-')} out."
+            )
+    results: dict[str, Any] = {
+        "kind": KIND,
+        "model": str(given.model),
+        "name": model.name,
+        "parameters": model.count_params(),
+        "classification": None,
+        "verification": None,
+    }
+    pairs = None
+    if given.pairs is not None:  # before what takes long: a missing image is known at once
+        from keras_hybrid import data
+
+        check_embedding(model, given.model)
+        pairs = data.read_pairs(given.pairs, given.pairs_images, landmarks=given.pairs_landmarks)
+    if given.data is not None:
+        results["classification"] = _identification(given, model, size)
+    verified = None
+    if pairs is not None:
+        verified = evaluation.evaluate_pairs(
+            model,
+            pairs,
+            flip=given.flip,
+            batch_size=given.batch_size,
+            threshold=given.threshold,
+        )
+        results["verification"] = {
+            **verified.to_dict(),
+            "pairs_file": given.pairs,
+            "flip": given.flip,
+            "threshold_source": "cross-validation" if given.threshold is None else "--threshold",
+        }
+        print(f"Verification of {len(pairs):,} pairs\n{indented(verified)}")
+    if given.out is not None:
+        results["environment"] = evaluation.environment()
+        _write_results(results, model.name, verified, given.out)
+
+
+def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> dict[str, Any]:
+    from keras_hybrid import data, evaluation
+
+    shape = tuple(model.outputs[0].shape) if len(model.outputs) == 1 else ()
+    if len(shape) != 2:
+        raise ValueError(
+            f"{given.model} does not put out one score for each class, which --data needs; its "
+            f"outputs are {[tuple(tensor.shape) for tensor in model.outputs]}."
+        )
+    table = {} if given.landmarks is None else {"landmarks": given.landmarks}
+    source = open_source(given.data, size, split=given.split, images=given.images, **table)
+    if len(source.class_names) != shape[1]:
+        raise ValueError(
+            f"{given.data} has {len(source.class_names)} classes, {given.model} {shape[1]}: "
+            "identification needs the classes the model was trained on, in the same order."
+        )
+    if given.test_fraction is not None:
+        source = data.split_source(source, given.test_fraction, given.seed or 0)[1]
+    takes_landmarks = len(model.inputs) > 1
+    test = data.load_arrays(source, size, landmarks=takes_landmarks)
+    result = evaluation.evaluate_classifier(
+        model,
+        test.images,
+        test.labels,
+        flip=given.flip,
+        batch_size=given.batch_size,
+        class_names=test.class_names,
+        landmarks=test.landmarks if takes_landmarks else None,
+    )
+    confused = result.most_confused(10)
+    print(f"Identification on {given.data}\n{indented(result)}")
+    if confused:
+        print("  most confused")
+        rows = [[c.true, c.predicted, str(c.count), f"{c.share:.1%}"] for c in confused]
+        print_table(["is", "taken for", "times", "share"], rows, right={2, 3}, indent="    ")
+    return {
+        **result.to_dict(),
+        "most_confused": [dataclasses.asdict(c) for c in confused],
+        "data": given.data,
+        "split": given.split,
+        "test_fraction": given.test_fraction,
+        "skipped_images": len(test.skipped),
+        "flip": given.flip,
+    }
+
+
+def _check_out(folder: Path) -> None:
+    """Raise ValueError where results would be lost."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; give a folder.")
+    file = folder / RESULTS
+    if file.exists() and read_results(file).get("kind") != KIND:
+        raise ValueError(
+            f"{file} holds other results, such as a training's; give --out another folder."
+        )
+
+
+def _write_results(results: dict[str, Any], name: str, verified, folder: Path) -> None:
+    from keras_hybrid import evaluation
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / RESULTS]
+    partial = folder / f".{RESULTS}.partial"
+    partial.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    partial.replace(written[0])
+    if verified is not None:
+        if importlib.util.find_spec("matplotlib") is None:
+            print("note: no figures without matplotlib.", file=sys.stderr)
+        else:
+            written.append(evaluation.plot_roc({name: verified}, folder / "roc.png"))
+            written.append(evaluation.plot_scores(verified, folder / "scores.png"))
+    print(f"Written: {', '.join(str(path) for path in written)}")

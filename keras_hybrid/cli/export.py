@@ -1,0 +1,79 @@
+"""``keras-hybrid export``: SavedModel, LiteRT and ONNX."""
+
+import argparse
+import sys
+from typing import Any
+
+from keras_hybrid.cli.printing import print_facts
+from keras_hybrid.cli.reading import check_file, class_names, image_size, load_model, open_source
+
+CALIBRATION_IMAGES = 200
+
+
+def run_export(given: argparse.Namespace) -> None:
+    """Export a model."""
+    from keras_hybrid import export
+
+    model = _model_to_export(given)
+    options: dict[str, Any] = {
+        "output": given.output,
+        "labels": class_names(given.names, model),
+    }
+    if given.to == "litert":
+        options["quantization"] = given.quantize
+        options["input_dtype"] = given.input_dtype or "float32"
+        size = given.batch_size or 1
+        options["batch_size"] = None if size == "none" else size
+        if given.representative is not None:
+            size = image_size(model, given.model)
+            options["representative_data"] = _calibration_images(given.representative, size)
+    report = getattr(export, f"to_{given.to}")(model, given.out, **options)
+    relative = f"{report.max_abs_difference:.3g} ({report.relative_difference:.2g} of the largest)"
+    print_facts(
+        {
+            "path": report.path,
+            "format": report.format,
+            "quantization": report.quantization or "none",
+            "size": f"{report.size_bytes:,} bytes",
+            "inputs": _tensors(report.inputs),
+            "outputs": _tensors(report.outputs),
+            "largest difference": relative,
+            "smallest cosine": f"{report.cosine:.6f}",
+            "compared on": f"{report.samples} images",
+            "operators": ", ".join(f"{name} {count}" for name, count in report.operators.items()),
+            "seconds": f"{report.seconds:.1f}",
+        }
+    )
+
+
+def _model_to_export(given: argparse.Namespace):
+    if given.model.suffix:
+        check_file(given.model)
+        return load_model(given.model)
+    from keras_hybrid.applications.registry import create_model
+
+    model = create_model(str(given.model), weights=given.weights)
+    if given.weights is None:
+        print(
+            f"note: {given.model} is untrained; the file is fit to measure size and speed only.",
+            file=sys.stderr,
+        )
+    return model
+
+
+def _calibration_images(spec: str, size: tuple[int, int]):
+    import numpy as np
+
+    from keras_hybrid import data
+
+    source = open_source(spec, size)
+    count = min(len(source), CALIBRATION_IMAGES)
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    return data.load_arrays(data.Subset(source, chosen.tolist()), size).images
+
+
+def _tensors(tensors) -> str:
+    return ", ".join(
+        f"{t.name} {t.dtype} ({', '.join('n' if n is None else str(n) for n in t.shape)})"
+        for t in tensors
+    )

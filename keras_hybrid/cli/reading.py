@@ -1,0 +1,87 @@
+"""What several commands read: models, images, names of classes, records of runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = "results.json"
+
+
+def load_model(path: Path):
+    """Load a .keras file of this library, for inference."""
+    if path.suffix.lower() != ".keras":
+        raise ValueError(f"{path} must be a .keras file.")
+    import keras
+
+    from keras_hybrid import applications, layers, losses, metrics  # noqa: F401  registers them
+
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # a damaged or foreign archive can provoke almost any
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise ValueError(f"{path} cannot be loaded: {reason.strip()}") from error
+
+
+def image_size(model, path: Path, may_take_landmarks: bool = False) -> tuple[int, int]:
+    """Return (height, width) of the photographs that a model takes."""
+    from keras_hybrid.evaluation.inference import model_takes_landmarks
+
+    shapes = [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
+    if may_take_landmarks and model_takes_landmarks(model) and shapes[1:] == [(None, 5, 2)]:
+        shapes = shapes[:1]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or None in shapes[0][1:] or shapes[0][3] != 3:
+        raise ValueError(
+            f"{path} takes inputs of the shapes {shapes}; one of RGB images of a fixed size "
+            "(batch, height, width, 3) is needed."
+        )
+    return shapes[0][1:3]
+
+
+def check_embedding(model, path: Path) -> None:
+    """Raise ValueError for a model without an embedding."""
+    if "embedding" not in [layer.name for layer in model.layers]:
+        raise ValueError(
+            f"{path} has no layer named 'embedding', whose output is compared in verification."
+        )
+
+
+def open_source(spec: str, size: tuple[int, int], **options: Any):
+    """Open images; invented ones are at least of the given size."""
+    from keras_hybrid import data
+
+    if spec.startswith("synthetic:"):
+        options["image_size"] = max(size)
+    return data.open_source(spec, **options)
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError if there is no such file."""
+    if not path.is_file():
+        problem = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {problem}.")
+
+
+def class_names(source: str | None, model) -> list[str] | None:
+    """Return the names in a .txt file or of a data set's classes, or None without a source."""
+    if source is None:
+        return None
+    if source.lower().endswith(".txt"):
+        names = Path(source).read_text(encoding="utf-8").split("\n")
+        names = [name.strip() for name in names if name.strip()]
+    else:
+        names = list(open_source(source, (8, 8)).class_names)
+    classes = model.outputs[0].shape[-1]
+    if len(names) != classes:
+        raise ValueError(f"{source} names {len(names)} classes, the model has {classes}.")
+    return names
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """Return the record of a run."""
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{file} is not the record of a run: it holds no JSON object.")
+    return results

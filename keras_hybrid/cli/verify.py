@@ -1,0 +1,138 @@
+"""``keras-hybrid verify``: do two photographs show the same person?"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping
+
+from keras_hybrid.cli.printing import print_facts
+from keras_hybrid.cli.reading import (
+    RESULTS,
+    check_embedding,
+    check_file,
+    image_size,
+    load_model,
+    read_results,
+)
+
+
+def run_verify(given: argparse.Namespace) -> None:
+    """Say whether two photographs show the same person."""
+    for path in (given.first, given.second, given.model):
+        check_file(path)
+    threshold, source = _threshold(given)
+    from keras_hybrid.evaluation import cosine_scores
+
+    is_litert = given.model.suffix.lower() == ".tflite"
+    embeddings = (_embed_with_litert if is_litert else _embed_with_keras)(given)
+    cosine = float(cosine_scores(embeddings[:1], embeddings[1:])[0])
+    same = cosine >= threshold
+    if given.json:
+        answer = {
+            "same": same,
+            "cosine": cosine,
+            "threshold": threshold,
+            "threshold_source": source,
+            "images": [str(given.first), str(given.second)],
+            "model": str(given.model),
+            "flip": given.flip,
+        }
+        print(json.dumps(answer, indent=1))
+        return
+    print("same person" if same else "different people")
+    print_facts({"cosine": f"{cosine:.4f}", "threshold": f"{threshold:.4f} (from {source})"})
+
+
+def _threshold(given: argparse.Namespace) -> tuple[float, str]:
+    """Return the threshold and where it comes from.
+
+    Raises:
+        ValueError: If there is none: it depends on the model, so none is made up.
+    """
+    if given.threshold is not None:
+        return given.threshold, "--threshold"
+    file = given.model.parent / RESULTS
+    advice = (
+        "Give --threshold, or measure one: keras-hybrid evaluate MODEL.keras --pairs pairs.txt "
+        f"--pairs-images IMAGES --out {given.model.parent}"
+    )
+    if not file.is_file():
+        raise ValueError(f"There is no threshold for {given.model}: no {file}. {advice}")
+    verification = read_results(file).get("verification") or {}
+    threshold = verification.get("threshold") if isinstance(verification, Mapping) else None
+    if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        raise ValueError(f"{file} holds no verification threshold. {advice}")
+    flip = verification.get("flip")
+    if flip is not None and flip != given.flip:
+        print(
+            f"note: the threshold was measured {'with' if flip else 'without'} --flip.",
+            file=sys.stderr,
+        )
+    return float(threshold), str(file)
+
+
+def _read_pair(given: argparse.Namespace, size: tuple[int, int]):
+    """Read both images as uint8 (2, height, width, 3)."""
+    import numpy as np
+
+    from keras_hybrid.data.files import decode_image, resize_image
+
+    return np.stack(
+        [
+            resize_image(decode_image(path.read_bytes(), str(path)), size)
+            for path in (given.first, given.second)
+        ]
+    )
+
+
+def _embed_with_keras(given: argparse.Namespace):
+    from keras_hybrid.evaluation import embed
+
+    model = load_model(given.model)
+    size = image_size(model, given.model)
+    check_embedding(model, given.model)
+    return embed(model, _read_pair(given, size), batch_size=2, flip=given.flip)[0]
+
+
+def _embed_with_litert(given: argparse.Namespace):
+    import numpy as np
+
+    from keras_hybrid.evaluation import embed_batches
+    from keras_hybrid.export import read_metadata
+
+    try:
+        metadata = read_metadata(given.model)
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file sends the reader anywhere
+        raise ValueError(f"{given.model} cannot be read as an exported model: {error}") from error
+    from ai_edge_litert.interpreter import Interpreter
+
+    outputs = [output for output in metadata["outputs"] if output["name"] == "embedding"]
+    if not outputs:
+        raise ValueError(
+            f"{given.model} does not put out an embedding: export it with --output embedding."
+        )
+    image = metadata["input"]
+    if list(image["value_range"]) != [0, 255] or image["shape"][-1] != 3:
+        raise ValueError(
+            f"{given.model} takes values in {image['value_range']} and {image['shape'][-1]} "
+            "channels; `verify` feeds photographs, RGB in [0, 255]."
+        )
+    runner = Interpreter(model_path=str(given.model)).get_signature_runner("serving_default")
+
+    def embedder(batch: np.ndarray) -> np.ndarray:
+        return runner(**{image["name"]: batch.astype(image["dtype"])})["embedding"]
+
+    batch_size, *size = image["shape"][:3]
+    batch_size = batch_size or 2
+    pair = _read_pair(given, tuple(size))
+    batches = (pair[start : start + batch_size] for start in range(0, 2, batch_size))
+    if given.flip:
+        print(
+            "note: a .tflite puts out normalised embeddings; the mirror image's is added to these, "
+            "so the cosine differs a little from that of the .keras file.",
+            file=sys.stderr,
+        )
+    return embed_batches(embedder, batches, batch_size=batch_size, flip=given.flip)[0]
