@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,9 +20,10 @@ def read_torch_weights(source: str | os.PathLike | Mapping) -> dict[str, np.ndar
 
     Args:
         source: A .pth, .pt or .bin file (read by PyTorch with ``weights_only=True``, which runs no
-            code of the file), a .safetensors or .npz file, or a dictionary of arrays or tensors. A
-            dictionary that holds the weights under "state_dict" or "model" is opened, and the
-            prefix "module." that ``DataParallel`` writes is removed.
+            code of the file, or, if it is TorchScript, by ``torch.jit.load``, which may run
+            TorchScript's own operators but no Python), a .safetensors or .npz file, or a dictionary
+            of arrays or tensors. A dictionary that holds the weights under "state_dict" or "model"
+            is opened, and the prefix "module." that ``DataParallel`` writes is removed.
 
     Returns:
         Name → array; half-precision tensors as float32.
@@ -70,6 +72,8 @@ def _read_file(path: pathlib.Path) -> Mapping:
     except ImportError as error:
         raise ImportError(f"{path} needs PyTorch: pip install 'keras-hybrid[torch]'") from error
     try:
+        if _is_torchscript(path):
+            return torch.jit.load(path, map_location="cpu").state_dict()
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
@@ -79,6 +83,13 @@ def _read_file(path: pathlib.Path) -> Mapping:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
     return content
+
+
+def _is_torchscript(path: pathlib.Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _is_array(value) -> bool:

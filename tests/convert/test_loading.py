@@ -1,5 +1,7 @@
 """Checkpoints of other implementations: every format, and what does not fit is said."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -75,6 +77,26 @@ def test_npz_and_safetensors_files_are_read(model, checkpoint, tmp_path):
     other = small_model("vit_*")
     kh.convert.load_torch_weights(other, tmp_path / "weights.safetensors")
     np.testing.assert_array_equal(predict(other, np.zeros((1, 16, 16, 3), "float32")), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_files_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    torch.jit.script(module).save(tmp_path / "scripted.pt")
+    read = kh.convert.read_torch_weights(tmp_path / "scripted.pt")
+    expected = module.state_dict()
+    assert read.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(read[name], value.numpy())
+    with (
+        zipfile.ZipFile(tmp_path / "scripted.pt") as whole,
+        zipfile.ZipFile(tmp_path / "damaged.pt", "w") as damaged,
+    ):
+        for entry in whole.namelist():
+            damaged.writestr(entry, b"" if entry.endswith("/data.pkl") else whole.read(entry))
+    with pytest.raises(ValueError, match=r"damaged\.pt"):
+        kh.convert.read_torch_weights(tmp_path / "damaged.pt")
 
 
 def test_a_file_with_code_in_it_is_refused(model, tmp_path):
