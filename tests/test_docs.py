@@ -12,8 +12,6 @@ import pytest
 import keras_hybrid as kh
 from tests.cases import fast_compilation
 
-pytestmark = pytest.mark.any_backend
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

@@ -75,7 +75,7 @@ def _read_file(path: pathlib.Path) -> Mapping:
         if _is_torchscript(path):
             return torch.jit.load(path, map_location="cpu").state_dict()
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
         raise ValueError(
             f"PyTorch cannot read {path} with weights_only=True, which runs no code of the file: "
             f"{error}"

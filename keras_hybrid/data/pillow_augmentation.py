@@ -15,11 +15,45 @@ import numpy as np
 __all__ = ["RandAugment", "RandomResizedCrop"]
 
 _MAX_MAGNITUDE = 10.0
-# Keep the draws of two augmentations with one seed apart.
-_RAND_AUGMENT, _CROP = 0x5A, 0xC4
 
 
-class RandAugment:
+class _EachImage:
+    """An augmentation of bytes, image by image, as a function of (images, seed)."""
+
+    thread_safe = True
+    tag: int  # keeps the draws of two augmentations with one seed apart
+
+    def __call__(self, images: np.ndarray, seed: int | Sequence[int] = 0) -> np.ndarray:
+        """Augment a batch.
+
+        Args:
+            images: (batch, height, width, 3) in [0, 255], uint8, or float, which is rounded.
+            seed: Non-negative integer or several, fixing every draw.
+
+        Returns:
+            A new array of the same shape and dtype, of whole numbers in [0, 255].
+
+        Raises:
+            ImportError: If Pillow is not installed.
+            ValueError: If images are not of this shape.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                f"`images` must be (batch, height, width, 3), got shape {images.shape}."
+            )
+        pixels = images
+        if images.dtype != np.uint8:
+            pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+        generator = np.random.default_rng([self.tag, *np.atleast_1d(seed)])
+        return self._change(pixels, generator).astype(images.dtype, copy=False)
+
+    def _change(self, pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return new pixels of the same shape, uint8."""
+        raise NotImplementedError
+
+
+class RandAugment(_EachImage):
     """A few operations on each image, drawn from fifteen, all of one strength.
 
     Source: RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719) with the strengths of
@@ -47,7 +81,7 @@ class RandAugment:
         ValueError: If a number is out of its range; the message names it.
     """
 
-    thread_safe = True
+    tag = 0x5A
 
     def __init__(
         self,
@@ -73,26 +107,11 @@ class RandAugment:
         self.probability = probability
         self.fill = tuple(int(value) for value in fill)
 
-    def __call__(self, images: np.ndarray, seed: int | Sequence[int] = 0) -> np.ndarray:
-        """Augment a batch.
-
-        Args:
-            images: (batch, height, width, 3) in [0, 255], uint8, or float, which is rounded.
-            seed: Non-negative integer or several, fixing every draw.
-
-        Returns:
-            A new array of the same shape and dtype, of whole numbers in [0, 255].
-
-        Raises:
-            ImportError: If Pillow is not installed.
-            ValueError: If images are not of this shape.
-        """
+    def _change(self, pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         from PIL import Image
 
-        pixels = _pixels(images)
         operations = _operations()
         shape = (len(pixels), self.num_ops)
-        generator = np.random.default_rng([_RAND_AUGMENT, *np.atleast_1d(seed)])
         kinds = generator.integers(len(operations), size=shape)
         is_applied = generator.uniform(size=shape) < self.probability
         levels = generator.normal(self.magnitude, self.magnitude_std, size=shape)
@@ -108,10 +127,10 @@ class RandAugment:
                 moving = {"resample": int(resampling[i, j]), "fillcolor": self.fill}
                 image = operations[kinds[i, j]](image, levels[i, j], signs[i, j], moving)
             changed[i] = np.asarray(image)
-        return changed.astype(np.asarray(images).dtype, copy=False)
+        return changed
 
 
-class RandomResizedCrop:
+class RandomResizedCrop(_EachImage):
     """A random part of each image, resized to the whole image's size.
 
     Source: Szegedy et al. 2015 (https://arxiv.org/abs/1409.4842, section 6), as ImageNet recipes
@@ -126,7 +145,7 @@ class RandomResizedCrop:
         ValueError: If a range is empty or out of bounds; the message names it.
     """
 
-    thread_safe = True
+    tag = 0xC4
 
     def __init__(
         self,
@@ -140,25 +159,10 @@ class RandomResizedCrop:
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
 
-    def __call__(self, images: np.ndarray, seed: int | Sequence[int] = 0) -> np.ndarray:
-        """Crop and resize a batch.
-
-        Args:
-            images: (batch, height, width, 3) in [0, 255], uint8, or float, which is rounded.
-            seed: Non-negative integer or several, fixing every draw.
-
-        Returns:
-            A new array of the same shape and dtype, of whole numbers in [0, 255].
-
-        Raises:
-            ImportError: If Pillow is not installed.
-            ValueError: If images are not of this shape.
-        """
+    def _change(self, pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         from PIL import Image
 
-        pixels = _pixels(images)
         count, height, width, _ = pixels.shape
-        generator = np.random.default_rng([_CROP, *np.atleast_1d(seed)])
         area = generator.uniform(*self.scale, size=count)
         ratio = np.exp(generator.uniform(*map(math.log, self.ratio), size=count))
         # A part that would be wider or taller than the image is cut there.
@@ -168,22 +172,11 @@ class RandomResizedCrop:
         boxes = np.stack([lefts, tops, lefts + widths, tops + heights], axis=-1)
         boxes = np.minimum(boxes, (width, height, width, height))
         resampling = generator.choice(_resampling(), size=count)
-        cropped = [
-            Image.fromarray(image).resize((width, height), resample=int(kind), box=tuple(box))
-            for image, kind, box in zip(pixels, resampling, boxes.tolist(), strict=True)
-        ]
-        cropped = np.stack([np.asarray(image) for image in cropped]) if count else pixels.copy()
-        return cropped.astype(np.asarray(images).dtype, copy=False)
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    """Return images as bytes."""
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"`images` must be (batch, height, width, 3), got shape {images.shape}.")
-    if images.dtype == np.uint8:
-        return images
-    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+        cropped = np.empty_like(pixels)
+        for i, box in enumerate(boxes.tolist()):
+            image = Image.fromarray(pixels[i])
+            cropped[i] = image.resize((width, height), resample=int(resampling[i]), box=tuple(box))
+        return cropped
 
 
 def _resampling() -> list[int]:

@@ -6,8 +6,6 @@ import pytest
 
 from keras_hybrid.data import face_augmentation
 
-pytestmark = pytest.mark.any_backend
-
 OFF = {
     "flip": False,
     "shift": 0,

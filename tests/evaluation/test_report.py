@@ -8,8 +8,6 @@ import pytest
 
 from keras_hybrid import evaluation
 
-pytestmark = pytest.mark.any_backend
-
 # The smallest valid PNG: one white pixel.
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEANl9ngAAAAABJRU5ErkJggg=="

@@ -10,8 +10,6 @@ from keras import layers
 
 from benchmarks import export_matrix, phone_latency, run_exported
 
-pytestmark = pytest.mark.any_backend
-
 BUILT_IN = {"CONV_2D": 3, "GELU": 1}
 
 
