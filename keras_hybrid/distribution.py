@@ -23,8 +23,9 @@ class ClassParallel(keras.distribution.ModelParallel):
 
     Set it before the model is built. What is split: ``centers`` of the layer ``predictions`` where
     it is a cosine classifier, ``kernel`` and ``bias`` where it is dense, and what the optimizer
-    keeps of each. A batch is split over the axis "data"; one whose size does not divide, as the
-    last of an epoch, is copied to all devices instead, so that evaluation misses no image.
+    keeps of each. A batch is split over the axis "data"; one whose size does not divide is copied
+    to all devices instead. ``fit`` and ``evaluate`` of Keras lay all their batches out as the
+    first: give them data whose last batch divides, too, or a batch size that does not.
 
     Source: An et al. 2022, https://arxiv.org/abs/2203.15565, section 3.1 (the model-parallel head).
 

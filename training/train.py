@@ -358,6 +358,11 @@ def fit(
         points = data.normalize_landmarks(test.landmarks, images.shape[1:3])
         images = {"image": images, "landmarks": points}
     validation = (images, labels)
+    validation_batch_size = recipe.batch_size
+    if recipe.mesh_axes.get("data", 1) > 1:
+        # Keras lays all batches out as the first: where that one cannot be split, none is, and the
+        # last may have any size.
+        validation_batch_size += 1
     # An epoch that was broken off is finished by a fit of its own: Keras counts steps once a fit.
     stops = [batches.epoch + 1, recipe.epochs] if batches.start_batch else [recipe.epochs]
     for stop in stops:
@@ -369,7 +374,7 @@ def fit(
             initial_epoch=batches.epoch,
             epochs=stop,
             validation_data=validation,
-            validation_batch_size=recipe.batch_size,
+            validation_batch_size=validation_batch_size,
             validation_freq=_validated_epochs(recipe),
             callbacks=callbacks,
             shuffle=False,  # Keras would permute the batches; ``Batches`` has shuffled the images
