@@ -56,7 +56,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.table = pathlib.Path(folder) / "history.csv"
         self.batches = batches
         self.interval = interval
-        self.fingerprint = fingerprint
+        # As JSON gives it back, where a tuple is a list.
+        self.fingerprint = json.loads(json.dumps(fingerprint))
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self._random_state: dict[str, np.ndarray] = {}

@@ -126,6 +126,13 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert [row["epoch"] for row in resumed_history] == [row["epoch"] for row in history] == [0, 1]
 
 
+def test_settings_with_tuples_are_the_same_when_read_again(tmp_path):
+    arguments = {**TINY.model_arguments, "input_shape": (16, 16, 3)}
+    recipe = dataclasses.replace(TINY, model_arguments=arguments, epochs=1)
+    first, again = (train.run(recipe, tmp_path, verbose=0) for _ in range(2))
+    assert again["loss"] == pytest.approx(first["loss"])
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     first, _ = train_until(TINY, tmp_path, monkeypatch)
     again, history = train_until(TINY, tmp_path, monkeypatch)
