@@ -20,6 +20,9 @@ Comparisons:
 - ``neighborhood_attention/inference``: one layer of NAT at 56×56, two heads of 32. The obvious form
   gathers the k² keys and values of every query.
 - ``nat_mini/inference``: NAT-Mini beside Swin-T.
+- ``cvt_13_32/train``, ``atc_3/train``: a training step in mixed bfloat16. The other form thins out
+  keys and values by the stride of their depthwise convolution, as the zoo does everywhere else: on
+  a CPU its gradient in bfloat16 is slow.
 - ``biased_attention/inference``: multi-head attention of 196 tokens with an additive bias. The
   other form is ``keras.ops.dot_product_attention``.
 """
@@ -87,6 +90,28 @@ def _san_training(attention: str, unfold: bool, batch: int, size: int):
     # With the batch's statistics: without them, untrained layers without a softmax overflow.
     first = ops.convert_to_numpy(model(images, training=True))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return lambda: model.train_on_batch(images, labels), first
+
+
+def _projection_training(name: str, strided: bool, batch: int, size: int):
+    """A training step of a model with convolutional projections."""
+    import keras
+    import numpy as np
+    from keras import ops
+
+    import keras_hybrid as kh
+    from keras_hybrid.layers import convolutional_projection
+
+    if strided:
+        convolutional_projection._on_cpu = lambda x: False
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = kh.create_model(name)
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (batch, size, size, 3)).astype("float32")
+    labels = random.integers(0, 100, batch)
+    first = ops.convert_to_numpy(model(images, training=True))
+    model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return lambda: model.train_on_batch(images, labels), first
 
 
@@ -224,6 +249,17 @@ COMPARISONS = {
         )
         for attention in ("patchwise", "pairwise")
     },
+    **{
+        f"{name}/train": (
+            functools.partial(_projection_training, name, False),
+            functools.partial(_projection_training, name, True),
+            "thinned out after the convolution",
+            "a convolution with a stride",
+            128,
+            32,
+        )
+        for name in ("cvt_13_32", "atc_3")
+    },
     "neighborhood_attention/inference": (
         functools.partial(_neighborhood, False),
         functools.partial(_neighborhood, True),
@@ -249,6 +285,8 @@ COMPARISONS = {
         224,
     ),
 }
+
+IN_BFLOAT16 = ("cvt_13_32/train", "atc_3/train")
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -361,7 +399,7 @@ def main() -> None:
     for comparison in given.only:
         row = compare(comparison, given) | {
             "backend": given.backend,
-            "precision": "float32",
+            "precision": "mixed_bfloat16" if comparison in IN_BFLOAT16 else "float32",
             "threads": given.threads,
             "hardware": given.hardware,
             "commit": commit(),

@@ -90,6 +90,19 @@ class ConvolutionalProjection(keras.layers.Layer):
         height, width = (-(-n // self.strides) for n in self.grid_size)
         return height, width
 
+    def _thins_out_slowly(self, x) -> bool:
+        """Whether the convolution has a stride in bfloat16 on a CPU.
+
+        There, on PyTorch and TensorFlow, oneDNN's gradient of a depthwise convolution with a stride
+        takes tens of times as long as of one without (``benchmarks/attention_forms.py``).
+        """
+        return self.strides > 1 and self.compute_dtype == "bfloat16" and _on_cpu(x)
+
+    def _strided(self, x):
+        """Return the convolution without its stride, thinned out: the same numbers."""
+        x = ops.depthwise_conv(x, self.convolution.kernel, data_format="channels_last")
+        return x[:, :: self.strides, :: self.strides, :]
+
     def call(self, inputs, training=None):
         channels = inputs.shape[-1]
         height, width = self._output_grid()
@@ -104,7 +117,8 @@ class ConvolutionalProjection(keras.layers.Layer):
         if self._padding:
             border = (self._padding, self._padding)
             x = ops.pad(x, ((0, 0), border, border, (0, 0)))
-        x = self.linear(tokens(self.norm(self.convolution(x), training=training)))
+        x = self._strided(x) if training and self._thins_out_slowly(x) else self.convolution(x)
+        x = self.linear(tokens(self.norm(x, training=training)))
         if self.shortcut and self.strides > 1:
             grid = ops.average_pool(
                 grid, self.strides, self.strides, padding="same", data_format="channels_last"
@@ -125,6 +139,12 @@ class ConvolutionalProjection(keras.layers.Layer):
             "use_bias": self.use_bias,
             "shortcut": self.shortcut,
         }
+
+
+def _on_cpu(x) -> bool:
+    if keras.backend.backend() == "torch":
+        return x.device.type == "cpu"
+    return all(device.lower().startswith("cpu") for device in keras.distribution.list_devices())
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")

@@ -13,6 +13,7 @@ from keras_hybrid.applications.conformer import TwoHeads
 from keras_hybrid.applications.facerec import PatchConvolutions
 from keras_hybrid.applications.kprpe import KeypointOffsets, KeypointRelativeBias
 from keras_hybrid.applications.san import PairwiseAttention, PatchwiseAttention
+from tests.gradients import value_and_gradient
 
 BATCH, TOKENS, WIDTH = 2, 6, 8
 GRID = (2, 3)
@@ -419,6 +420,27 @@ def test_convolutional_projection_attention_is_the_formula(options):
     mixed = np.einsum("bhqk,bkhd->bqhd", softmax(logits), value).reshape(x.shape)
     expected = mixed @ numpy(layer.projection.kernel) + numpy(layer.projection.bias)
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("strides", [2, 3])
+def test_a_stride_in_bfloat16_is_trained_as_without_its_faster_path(strides, monkeypatch):
+    from keras_hybrid.layers import convolutional_projection
+
+    grid = (4, 5)
+    layer = layers.ConvolutionalProjection(grid, strides=strides, dtype="mixed_bfloat16")
+    x = RANDOM.normal(size=(BATCH, 20, WIDTH)).astype("float32")
+    layer.build(x.shape)
+    statistics_too(layer)
+    layer.norm.trainable = False  # JAX could not update its statistics under a gradient of ours
+    found = {}
+    for on_cpu in (True, False):
+        monkeypatch.setattr(convolutional_projection, "_on_cpu", lambda x, here=on_cpu: here)
+        found[on_cpu] = value_and_gradient(
+            lambda x: ops.cast(layer(x, training=True), "float32") ** 2, x
+        )
+    for fast, plain in zip(found[True], found[False], strict=True):
+        assert np.abs(plain).max() > 1
+        np.testing.assert_allclose(fast, plain, atol=0.02 * np.abs(plain).max())
 
 
 def test_convolutional_projection_names_what_does_not_fit():
