@@ -31,7 +31,11 @@ def page() -> str:
     lines = [HEAD]
     for name, table in TABLES.items():
         lines += [f"## `{name}`", "", f"{table.paper}.", ""]
-        lines += [f"`python training/run_table.py {name}`", ""]
+        command = f"`python training/run_table.py {name}`"
+        if len(table.reduced) > 1:  # else it has one size
+            sizes = ", ".join(f"{k} {v}" for k, v in table.reduced.items() if k != "precision")
+            command += f"; `--reduced`, for a CPU: {sizes}"
+        lines += [command, ""]
         lines += [*_lines(name, table), ""]
     return "\n".join(lines)
 
