@@ -400,6 +400,10 @@ def test_explain_takes_a_layer_and_a_class_by_name(capsys, folder, face, tmp_pat
     # The note on the image's size comes before.
     _, _, err = run(capsys, *arguments, *names, "--class", "Bertha")
     assert err.endswith("error: No class is named 'Bertha'. Did you mean Berta?\n")
+    people = np.array(["Ann", "Ben", "Cem", "Dov", "Eve"])  # of an .npz with splits, as CIFAR-10's
+    np.savez(tmp_path / "faces.npz", x_train=np.zeros((5, 8, 8, 3), np.uint8), y_train=people)
+    arrays = ("--names", tmp_path / "faces.npz")
+    assert "class 2 (Cem)" in run(capsys, *arguments, *arrays, "--class", "Cem")[1]
     (tmp_path / "names.txt").write_text("Anna\nBerta\n")
     assert "names 2 classes, the model has 5" in run(capsys, *arguments, *names)[2]
     assert "class_index must be in [0, 5), got 5" in run(capsys, *arguments, "--class", "5")[2]

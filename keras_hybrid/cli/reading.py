@@ -1,6 +1,7 @@
 """What several commands read: models, images, names of classes, records of runs."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,19 @@ def class_names(source: str | None, model) -> list[str] | None:
         names = Path(source).read_text(encoding="utf-8").split("\n")
         names = [name.strip() for name in names if name.strip()]
     else:
-        names = list(open_source(source, (8, 8)).class_names)
+        names = list(open_source(source, (8, 8), split=_training_split(source)).class_names)
     classes = model.outputs[0].shape[-1]
     if len(names) != classes:
         raise ValueError(f"{source} names {len(names)} classes, the model has {classes}.")
     return names
+
+
+def _training_split(source: str) -> str | None:
+    """Return the split that names the classes of an .npz which has splits only."""
+    if not source.lower().endswith(".npz") or not zipfile.is_zipfile(source):
+        return None
+    files = zipfile.ZipFile(source).namelist()
+    return None if {"y.npy", "labels.npy"} & set(files) else "train"
 
 
 def read_results(file: Path) -> dict[str, Any]:
