@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_hybrid.evaluation.inference import predict
 from keras_hybrid.evaluation.plots import save_figure
-from keras_hybrid.explain import plots
+from keras_hybrid.explain import panels
 from keras_hybrid.explain.attention import (
     attention_maps,
     attention_rollout,
@@ -137,13 +137,13 @@ def explain_image(
         explained = facts["predicted"] if class_index is None else class_index
         if explained != facts["predicted"]:
             figure.captions.insert(0, f"Grad-CAM explains {named(explained)}.")
-    photo = plots.Panel(title, image, mark=figure.mark)
+    photo = panels.Panel(title, image, mark=figure.mark)
     rows = [[photo]]
-    for panels in figure.rows:  # what belongs together stays side by side
-        if len(rows[-1]) + len(panels) > _IN_A_LINE and rows != [[photo]]:
+    for row in figure.rows:  # what belongs together stays side by side
+        if len(rows[-1]) + len(row) > _IN_A_LINE and rows != [[photo]]:
             rows.append([])
-        rows[-1] += panels
-    written = save_figure(plots.draw(rows, "\n".join(figure.captions)), path)
+        rows[-1] += row
+    written = save_figure(panels.draw(rows, "\n".join(figure.captions)), path)
     return Explanation(written, figure.layers, **facts, explained=explained, notes=tuple(notes))
 
 
@@ -202,31 +202,31 @@ def _draw_grad_cam(figure: _Figure) -> None:
     drawn = []
     for layer in layers:
         (cam,) = grad_cam(figure.model, figure.image, figure.class_index, layer=layer)
-        drawn.append(plots.grad_cam_panels(figure.image[0], cam))
+        drawn.append(panels.grad_cam_panels(figure.image[0], cam))
     if len(layers) == 1:
         figure.rows += drawn
     else:  # side by side: the image seen through each layer's map, and the map below it
-        through, maps = [], [plots.Panel("")]
+        through, maps = [], [panels.Panel("")]
         for layer, (cam_panel, seen_panel) in zip(layers, drawn, strict=True):
             through.append(replace(seen_panel, title=f"seen through\n{layer}"))
             maps.append(replace(cam_panel, title=f"Grad-CAM\n{layer}"))
         figure.rows += [through, maps]
-    figure.captions.append(plots.GRAD_CAM_CAPTION)
+    figure.captions.append(panels.GRAD_CAM_CAPTION)
     figure.layers["grad-cam"] = layers
 
 
 def _draw_tokens(figure: _Figure) -> None:
     (weights,) = token_weights(figure.model, figure.image)
-    figure.rows.append(plots.token_weight_panels(figure.image[0], weights))
-    figure.captions.append(plots.token_caption(len(weights)))
+    figure.rows.append(panels.token_weight_panels(figure.image[0], weights))
+    figure.captions.append(panels.token_caption(len(weights)))
     figure.layers["tokens"] = ()
 
 
 def _draw_rollout(figure: _Figure) -> None:
     (rollout,) = attention_rollout(figure.model, figure.image)
-    keys, whose, figure.mark = plots.attention_of(rollout, figure.query, figure.image[0])
-    figure.rows.append(plots.rollout_panels(keys, figure.image[0]))
-    figure.captions.append(plots.rollout_caption(whose))
+    keys, whose, figure.mark = panels.attention_of(rollout, figure.query, figure.image[0])
+    figure.rows.append(panels.rollout_panels(keys, figure.image[0]))
+    figure.captions.append(panels.rollout_caption(whose))
     figure.layers["rollout"] = ()
 
 
@@ -236,9 +236,9 @@ def _draw_attention(figure: _Figure) -> None:
         raise ValueError(
             f"Layer {name!r} attends within {len(scores)} windows; no token looks at all the image."
         )
-    keys, whose, figure.mark = plots.attention_of(scores[0], figure.query, figure.image[0])
-    figure.rows.append(plots.head_panels(keys, figure.image[0]))
-    figure.captions.append(plots.attention_caption(whose))
+    keys, whose, figure.mark = panels.attention_of(scores[0], figure.query, figure.image[0])
+    figure.rows.append(panels.head_panels(keys, figure.image[0]))
+    figure.captions.append(panels.attention_caption(whose))
     figure.layers["attention"] = (name,)
 
 
@@ -246,9 +246,9 @@ def _draw_convolutional(figure: _Figure) -> None:
     maps = convolutional_attention_maps(figure.model, figure.image)
     name, parts = _last(maps, figure.layers_asked)
     one = {part: values[0] for part, values in parts.items()}
-    panels, whose, figure.mark = plots.part_panels(one, figure.query, figure.image[0])
-    figure.rows.append(panels)
-    figure.captions.append(plots.part_caption(whose))
+    drawn, whose, figure.mark = panels.part_panels(one, figure.query, figure.image[0])
+    figure.rows.append(drawn)
+    figure.captions.append(panels.part_caption(whose))
     figure.layers["convolutional"] = (name,)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import keras_hybrid as kh
 from keras_hybrid.cli.arguments import EXPLANATIONS
-from keras_hybrid.explain import plots, summary
+from keras_hybrid.explain import panels, summary
 from tests.cases import IMAGES, small_model
 from tests.explain.models import (
     photographs,
@@ -22,13 +22,13 @@ pytest.importorskip("matplotlib")
 @pytest.fixture
 def lines(monkeypatch):
     """The panels of every figure, line by line, and its caption."""
-    seen, draw = [], plots.draw
+    seen, draw = [], panels.draw
 
     def record(lines, caption):
         seen.append(([list(line) for line in lines], caption))
         return draw(lines, caption)
 
-    monkeypatch.setattr(plots, "draw", record)
+    monkeypatch.setattr(panels, "draw", record)
     return seen
 
 
