@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256, 512])
     storages = ("f32", "f16", "bf16", "i8")
-    parser.add_argument("--storages", nargs="+", choices=storages, default=["f32", "f16", "i8"])
+    parser.add_argument("--storages", nargs="*", choices=storages, default=["f32", "f16", "i8"])
     parser.add_argument("--connectivities", type=int, nargs="+", default=[16])
     parser.add_argument("--expansions-add", type=int, nargs="+", default=[128])
     parser.add_argument("--expansions", type=int, nargs="+", default=EXPANSIONS, help="of a search")
