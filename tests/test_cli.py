@@ -99,7 +99,7 @@ def failure(capsys, *arguments, status=1) -> str:
 def test_help_names_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    commands = ("list", "info", "verify", "explain", "export", "convert", "evaluate")
+    commands = ("list", "info", "verify", "explain", "export", "convert", "evaluate", "shard")
     assert all(name in out for name in commands)
     for name in commands:
         assert run(capsys, name, "--help")[0] == 0
