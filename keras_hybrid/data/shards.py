@@ -42,7 +42,7 @@ _INDEX = "shards.npz"
 _VERSION = 1
 _FILES = "images-*-of-*.array_record"
 _IMAGES_PER_SHARD = 10_000
-_IMAGES_AT_ONCE = 256  # what a writer keeps in memory
+_IMAGES_AT_ONCE = 256  # encoded images that a writer keeps in memory
 
 
 def is_sharded(folder: Path) -> bool:
@@ -70,28 +70,28 @@ class ShardSource(ImageSource):
 
     def __init__(self, root: str | os.PathLike, split: str | None = None):
         data_source, _ = _import_array_record()
-        self._root = Path(root) / (split or "")
-        header, self.labels, self.landmarks = _read_index(self._root)
+        root = Path(root) / (split or "")
+        header, self.labels, self.landmarks = _read_index(root)
         self.class_names = header["class_names"]
         self._names = header["names"]
         self._shards = [_Shard(**shard) for shard in header["shards"]]
         self._ends = np.cumsum([shard.images for shard in self._shards])
-        for shard in self._shards:
-            path = self._root / shard.file
+        self._files = [root / shard.file for shard in self._shards]
+        for path, shard in zip(self._files, self._shards, strict=True):
             if not path.is_file():
-                raise ValueError(f"{self._root}: the shard {shard.file} is missing.")
+                raise ValueError(f"{root}: the shard {shard.file} is missing.")
             if path.stat().st_size != shard.bytes:
                 raise ValueError(
                     f"{path} is cut off or another file: it has {path.stat().st_size} bytes, "
                     f"{_INDEX} says {shard.bytes}."
                 )
         try:
-            self._records = data_source([str(self._root / shard.file) for shard in self._shards])
+            self._records = data_source(self._files)
         except RuntimeError as error:
-            raise ValueError(f"{self._root}: a shard is damaged: {error}") from error
+            raise ValueError(f"{root}: a shard is damaged: {error}") from error
         if not len(self._records) == self._ends[-1] == len(self.labels) == len(self._names):
             raise ValueError(
-                f"{self._root}: the shards hold {len(self._records)} images, {_INDEX} tells of "
+                f"{root}: the shards hold {len(self._records)} images, {_INDEX} tells of "
                 f"{len(self.labels)}."
             )
 
@@ -103,7 +103,7 @@ class ShardSource(ImageSource):
     def _where(self, index: int) -> str:
         shard = int(np.searchsorted(self._ends, index, "right"))
         record = index - (self._ends[shard] - self._shards[shard].images)
-        return f"{self._root / self._shards[shard].file}[{record}] ({self._names[index]})"
+        return f"{self._files[shard]}[{record}] ({self._names[index]})"
 
     def encoded(self, index: int) -> bytes:
         """An image's record; see :meth:`ImageSource.encoded`."""
@@ -131,8 +131,8 @@ class ShardSource(ImageSource):
 
     def stamps(self) -> Iterable[str]:
         """Size and time of each image's file, and its place in it."""
-        for shard in self._shards:
-            status = (self._root / shard.file).stat()
+        for path, shard in zip(self._files, self._shards, strict=True):
+            status = path.stat()
             for record in range(shard.images):
                 yield f"{status.st_size}/{status.st_mtime_ns}/{record}"
 
