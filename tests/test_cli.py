@@ -99,7 +99,7 @@ def failure(capsys, *arguments, status=1) -> str:
 def test_help_names_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    commands = ("list", "info", "verify", "explain", "export", "convert", "evaluate")
+    commands = ("list", "info", "verify", "explain", "export", "convert", "evaluate", "shard")
     assert all(name in out for name in commands)
     for name in commands:
         assert run(capsys, name, "--help")[0] == 0
@@ -807,3 +807,24 @@ def test_the_script_runs_from_anywhere(tmp_path):
     assert finished.returncode == 2
     # Before it come the lines that a backend writes of its own accord.
     assert finished.stderr.splitlines()[-1].startswith("error: Give --data, or --pairs")
+
+
+# shard
+
+
+def test_shard_writes_what_opens_as_the_folder_does(capsys, tmp_path):
+    pytest.importorskip("array_record", reason="array-record is not installed")
+    images, labels = kh.data.synthetic_identities(2, 3, image_size=16)
+    np.savez(tmp_path / "faces.npz", x=images, y=labels)
+    options = ("--shards", 2, "--image-size", 8, "--workers", 2)
+    status, out, _ = run(capsys, "shard", tmp_path / "faces.npz", tmp_path / "out", *options)
+    assert status == 0
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines() if "left out" not in line)
+    assert (facts["images"], facts["classes"], facts["files"]) == ("6", "2", "3")
+    expected = kh.data.load_arrays(kh.data.open_source(tmp_path / "faces.npz"), 8)
+    found = kh.data.load_arrays(kh.data.open_source(tmp_path / "out"), 8)
+    np.testing.assert_array_equal(found.images, expected.images)
+    again = failure(capsys, "shard", tmp_path / "faces.npz", tmp_path / "out")
+    assert "must be new or empty; it holds images-00000-of-00002.array_record" in again
+    wrong = failure(capsys, "shard", "faces", "out", "--quality", 101, status=2)
+    assert "--quality must be in [1, 100], got 101" in wrong

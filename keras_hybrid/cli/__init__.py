@@ -1,4 +1,4 @@
-"""The command line: ``keras-hybrid list | info | verify | explain | export | convert | evaluate``.
+"""``keras-hybrid list | info | verify | explain | export | convert | evaluate | shard``.
 
 Arguments are read before Keras is imported, so that ``--backend`` can choose what it runs on. An
 error is one sentence on stderr: exit status 2 for arguments that make no sense, 1 for everything

@@ -11,6 +11,7 @@ from keras_hybrid.cli.explain import run_explain
 from keras_hybrid.cli.export import CALIBRATION_IMAGES, run_export
 from keras_hybrid.cli.models import run_convert, run_info, run_list
 from keras_hybrid.cli.reading import RESULTS
+from keras_hybrid.cli.shard import run_shard
 from keras_hybrid.cli.verify import run_verify
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -243,6 +244,44 @@ def build_parser() -> argparse.ArgumentParser:
         type=_number(-1, 1),
         help="judge at this cosine; by default each fold is judged at the best of the others",
     )
+
+    command = _command(
+        commands,
+        "shard",
+        run_shard,
+        "write a data set as a few large files that are quick to copy and to read at random",
+        "Write labelled images into ArrayRecord files, which training reads as it reads a folder. "
+        "JPEG, PNG and other files are kept byte for byte unless they are resized; unreadable ones "
+        "are reported and left out.",
+        check=_check_shard,
+    )
+    command.add_argument(
+        "source", metavar="SOURCE", help="a folder, .zip, .csv, .npz, .rec or tfds:NAME"
+    )
+    command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    command.add_argument(
+        "--images", metavar="ZIP", help="for a .csv: the folder or .zip of its files"
+    )
+    command.add_argument("--split", help="the part of the data to write, such as `train`")
+    command.add_argument(
+        "--shards", type=_whole_number, metavar="N", help="default: one for 10,000 images"
+    )
+    command.add_argument(
+        "--image-size",
+        type=_whole_number,
+        metavar="N",
+        help="height and width in pixels that other images are resized to",
+    )
+    command.add_argument(
+        "--quality",
+        type=_whole_number,
+        metavar="N",
+        help="of JPEG, 1 to 100, for images that are resized or come from arrays; by default they "
+        "become PNG, without loss",
+    )
+    command.add_argument(
+        "--workers", type=_whole_number, default=1, metavar="N", help="threads (default: 1)"
+    )
     return parser
 
 
@@ -338,6 +377,11 @@ def _check_explain(given: argparse.Namespace) -> None:
         raise UsageError(f"--class belongs to Grad-CAM, not to --method {given.method}.")
     if given.class_ is not None and not given.class_.isdecimal() and given.names is None:
         raise UsageError("--class is a number unless --names tells the classes' names.")
+
+
+def _check_shard(given: argparse.Namespace) -> None:
+    if given.quality is not None and given.quality > 100:
+        raise UsageError(f"--quality must be in [1, 100], got {given.quality}.")
 
 
 def _version() -> str:

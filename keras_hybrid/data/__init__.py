@@ -1,4 +1,4 @@
-"""Data: from folders, archives, tables, arrays, RecordIO and TFDS to batches.
+"""Data: from folders, archives, tables, arrays, RecordIO, shards and TFDS to batches.
 
 Image sources (:func:`open_source`) give random access to labelled images; :func:`align_face` cuts
 faces out of photographs; :func:`load_arrays` decodes a source once; :class:`Batches` feeds
@@ -24,6 +24,7 @@ from keras_hybrid.data.opening import open_source
 from keras_hybrid.data.pairs import PairList, make_pairs, read_lfw_pairs
 from keras_hybrid.data.pillow_augmentation import RandAugment, RandomResizedCrop
 from keras_hybrid.data.recordio import RecordIOSource
+from keras_hybrid.data.shards import ShardSource, write_shards
 from keras_hybrid.data.sources import (
     CSVSource,
     FolderSource,
@@ -56,6 +57,7 @@ __all__ = [
     "RandAugment",
     "RandomResizedCrop",
     "RecordIOSource",
+    "ShardSource",
     "Subset",
     "TFDSSource",
     "UnreadableImageError",
@@ -79,4 +81,5 @@ __all__ = [
     "split_source",
     "synthetic_identities",
     "verification_set_info",
+    "write_shards",
 ]

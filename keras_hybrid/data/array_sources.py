@@ -235,6 +235,10 @@ class TFDSSource(ImageSource):
             texts = [v.decode() if isinstance(v, bytes) else str(v) for v in labels]
             self.labels, self.class_names = number_labels(texts, self.paths, None)
 
+    def encoded(self, index: int) -> bytes:
+        """The image as the data set stores it; see :meth:`ImageSource.encoded`."""
+        return self._encoded[index]
+
     def read(self, index: int) -> np.ndarray:
         """Read one image; see :meth:`ImageSource.read`."""
         return decode_image(self._encoded[index], self.paths[index])

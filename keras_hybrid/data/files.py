@@ -4,9 +4,10 @@ import io
 import os
 import struct
 import threading
+import uuid
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -85,6 +86,25 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
         if isinstance(error, image_module.UnidentifiedImageError):
             reason = "not an image that Pillow knows"
         raise UnreadableImageError(path, reason or type(error).__name__) from error
+
+
+def encode_image(image: np.ndarray, quality: int | None = None) -> bytes:
+    """Encode an image as PNG, or as JPEG of a quality.
+
+    Args:
+        image: uint8 (height, width, 3).
+        quality: Of JPEG, in [1, 100]; None: PNG.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        ImportError: If Pillow is not installed.
+    """
+    file = io.BytesIO()
+    options = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
+    import_pillow().fromarray(image).save(file, **options)
+    return file.getvalue()
 
 
 def resize_image(image: np.ndarray, image_size: int | tuple[int, int]) -> np.ndarray:
@@ -292,6 +312,20 @@ def archive_of(path: Path) -> Path:
             if parent.is_file():
                 return parent
     return path.parent
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write .npz beside the file, then replace it in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not `tempfile`, whose files nobody else may read.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def some(names: Sequence[Any], limit: int = 5) -> str:

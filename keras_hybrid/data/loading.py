@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import threading
 import zipfile
 import zlib
@@ -17,7 +16,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_hybrid.data.files import UnreadableImageError, resize_image, size_pair, some
+from keras_hybrid.data.files import (
+    UnreadableImageError,
+    resize_image,
+    save_arrays,
+    size_pair,
+    some,
+)
 from keras_hybrid.data.landmarks import (
     check_landmarks,
     check_order,
@@ -162,7 +167,18 @@ def needed_landmarks(source: ImageSource) -> np.ndarray:
 
 def _read_image(source: ImageSource, index: int, landmarks: np.ndarray | None) -> np.ndarray:
     """An image, which is unreadable also where landmarks are given that cannot be its own."""
-    image = source.read(index)
+    return _checked(source.read(index), source, index, landmarks)
+
+
+def _checked(
+    image: np.ndarray | UnreadableImageError,
+    source: ImageSource,
+    index: int,
+    landmarks: np.ndarray | None,
+) -> np.ndarray:
+    """An image that ``source`` has read, or the error that says why it is of no use."""
+    if isinstance(image, UnreadableImageError):
+        raise image
     if landmarks is not None:
         problem = landmark_problem(landmarks[index], image.shape[:2])
         if problem:
@@ -201,7 +217,7 @@ def _read_cache(path: Path, fingerprint: str, source: ImageSource) -> LoadedImag
 
 
 def _write_cache(path: Path, fingerprint: str, loaded: LoadedImages) -> None:
-    """Write beside the cache file, then replace it in one step."""
+    """Write a cache file in one step."""
     arrays = {
         "fingerprint": np.array(fingerprint),
         "skipped": np.array(json.dumps(loaded.skipped)),
@@ -211,15 +227,7 @@ def _write_cache(path: Path, fingerprint: str, loaded: LoadedImages) -> None:
     }
     if loaded.landmarks is not None:
         arrays["landmarks"] = loaded.landmarks
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    save_arrays(path, arrays)
 
 
 class Batches(keras.utils.PyDataset):
@@ -528,8 +536,9 @@ class Batches(keras.utils.PyDataset):
     def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Images of the source, resized and with the unreadable replaced, and their landmarks."""
         images, landmarks = [], []
-        for row in rows:
-            read, stored = self._read_one(int(row))
+        rows = rows.tolist()
+        for row, found in zip(rows, self.images.read_many(rows), strict=True):
+            read, stored = self._usable(row, found)
             image = stored if self.image_size is None else resize_image(stored, self.image_size)
             images.append(image)
             if images[-1].shape != images[0].shape:
@@ -542,13 +551,12 @@ class Batches(keras.utils.PyDataset):
                 landmarks.append(resize_landmarks(self.landmarks[read], zoom))
         return np.stack(images), np.stack(landmarks) if landmarks else None
 
-    def _read_one(self, row: int) -> tuple[int, np.ndarray]:
-        """An image, or the next readable one of its class, and its row."""
-        if row not in self._unreadable:
-            try:
-                return row, _read_image(self.images, row, self.landmarks)
-            except UnreadableImageError as error:
-                self._note(row, error)
+    def _usable(self, row: int, found: np.ndarray | UnreadableImageError) -> tuple[int, np.ndarray]:
+        """The image found in a row, or the next readable one of its class, and its row."""
+        try:
+            return row, _checked(found, self.images, row, self.landmarks)
+        except UnreadableImageError as error:
+            self._note(row, error)
         same_class = np.flatnonzero(self.labels == self.labels[row])
         after = np.searchsorted(same_class, row)
         for other in np.roll(same_class, -after)[1:].tolist():

@@ -12,6 +12,7 @@ from keras_hybrid.data.alignment import AlignedSource
 from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.files import some
 from keras_hybrid.data.recordio import RecordIOSource
+from keras_hybrid.data.shards import ShardSource, is_sharded
 from keras_hybrid.data.sources import CSVSource, FolderSource, ImageSource, ZipSource
 from keras_hybrid.data.synthetic import synthetic_identities
 
@@ -37,6 +38,7 @@ def open_source(
             - a .csv of files and labels (:class:`CSVSource`);
             - an .npz of arrays (:class:`NpzSource`);
             - a .rec, or a folder with train.rec (:class:`RecordIOSource`);
+            - a folder that :func:`write_shards` has written (:class:`ShardSource`);
             - ``"tfds:NAME"`` (:class:`TFDSSource`);
             - ``"synthetic:IDENTITIESxIMAGES"``, e.g. ``"synthetic:32x24"``
               (:func:`keras_hybrid.data.synthetic_identities`);
@@ -95,6 +97,7 @@ def open_source(
     if path.is_dir():
         has_records = any((path / f"{name}.rec").is_file() for name in {"train", split or "train"})
         source = RecordIOSource if has_records else FolderSource
+        source = ShardSource if is_sharded(path / (split or "")) else source
         return _build(source, text, None, images, options, splitting, path)
     if suffix == ".rec" or path.with_name(f"{path.name}.rec").is_file():
         return _build(RecordIOSource, text, split, images, options, {"split": None}, path)

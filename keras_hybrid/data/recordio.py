@@ -115,8 +115,8 @@ class RecordIOSource(ImageSource):
     def _where(self, index: int) -> str:
         return f"{self._file.path}[{self._keys[index]}]"
 
-    def read(self, index: int) -> np.ndarray:
-        """Read one image; see :meth:`ImageSource.read`."""
+    def encoded(self, index: int) -> bytes:
+        """The image in a record; see :meth:`ImageSource.encoded`."""
         where = self._where(index)
         try:
             content = _read_record(self._file.read, int(self._offsets[index]))
@@ -125,7 +125,11 @@ class RecordIOSource(ImageSource):
             raise UnreadableImageError(where, error.strerror or str(error)) from error
         except (ValueError, struct.error) as error:
             raise UnreadableImageError(where, str(error)) from error
-        return decode_image(content[_HEADER_SIZE + 4 * flag :], where)
+        return content[_HEADER_SIZE + 4 * flag :]
+
+    def read(self, index: int) -> np.ndarray:
+        """Read one image; see :meth:`ImageSource.read`."""
+        return decode_image(self.encoded(index), self._where(index))
 
     def stamps(self) -> Iterable[str]:
         """Size and time of the file, and each record's place in it."""

@@ -20,7 +20,7 @@ import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,6 +28,7 @@ import numpy as np
 from keras_hybrid.data.files import (
     IMAGE_SUFFIXES,
     Folder,
+    UnreadableImageError,
     Zip,
     archive_of,
     decode_image,
@@ -78,6 +79,29 @@ class ImageSource(ABC):
             UnreadableImageError: If the image cannot be decoded.
         """
 
+    def encoded(self, index: int) -> bytes | None:
+        """The file of one image (JPEG, PNG, …) as it is stored, or None if there is none.
+
+        Raises:
+            UnreadableImageError: If it cannot be read.
+        """
+        return None
+
+    def read_many(self, indices: Sequence[int]) -> Iterator[np.ndarray | UnreadableImageError]:
+        """Read several images, of which only the encoded ones are in memory at once.
+
+        Args:
+            indices: Which ones.
+
+        Yields:
+            For each, in this order, what :meth:`read` returns or the error that it raises.
+        """
+        for index in indices:
+            try:
+                yield self.read(index)
+            except UnreadableImageError as error:
+                yield error
+
     def stamps(self) -> Iterable[str]:
         """For each image, a text that changes when the image is replaced."""
         return ("" for _ in range(len(self)))
@@ -105,10 +129,13 @@ class _FileSource(ImageSource):
         """Where each image lies."""
         return [self._files.where(name) for name in self._names]
 
+    def encoded(self, index: int) -> bytes:
+        """The file or member; see :meth:`ImageSource.encoded`."""
+        return self._files.bytes(self._names[index])
+
     def read(self, index: int) -> np.ndarray:
         """Read one image; see :meth:`ImageSource.read`."""
-        name = self._names[index]
-        return decode_image(self._files.bytes(name), self._files.where(name))
+        return decode_image(self.encoded(index), self._files.where(self._names[index]))
 
     def stamps(self) -> Iterable[str]:
         """Size and time of each file, or size and checksum of each member."""
@@ -415,6 +442,14 @@ class Subset(ImageSource):
     def read(self, index: int) -> np.ndarray:
         """Read one image; see :meth:`ImageSource.read`."""
         return self.source.read(int(self.indices[index]))
+
+    def encoded(self, index: int) -> bytes | None:
+        """One image's file; see :meth:`ImageSource.encoded`."""
+        return self.source.encoded(int(self.indices[index]))
+
+    def read_many(self, indices: Sequence[int]) -> Iterator[np.ndarray | UnreadableImageError]:
+        """Read several images; see :meth:`ImageSource.read_many`."""
+        return self.source.read_many(self.indices[indices].tolist())
 
     def stamps(self) -> Iterable[str]:
         """The other source's stamps."""

@@ -370,6 +370,26 @@ def test_images_read_lazily_train_the_same_model(tmp_path, monkeypatch):
     assert calibration.shape[1:] == (16, 16, 3) and 7 <= len(calibration) <= 14
 
 
+def test_a_run_on_shards_stopped_in_an_epoch_ends_as_the_whole_run_on_files(tmp_path, monkeypatch):
+    pytest.importorskip("PIL.Image")
+    pytest.importorskip("array_record", reason="array-record is not installed")
+    write_faces(tmp_path, people=4, images_each=10)
+    recipe = dataclasses.replace(
+        TINY, data=str(tmp_path / "index.csv"), batch_size=8, reading="lazy", workers=2
+    )
+    expected, _ = train_until(recipe, tmp_path / "files", monkeypatch)
+    data.write_shards(data.open_source(recipe.data), tmp_path / "shards", 3)
+    recipe = dataclasses.replace(recipe, data=str(tmp_path / "shards"))
+    with pytest.raises(Stop):
+        train_until(recipe, tmp_path / "run", monkeypatch, 3)
+    state = json.loads((tmp_path / "run/checkpoint/latest.json").read_text())
+    assert (state["epoch"], state["batch"]) == (0, 2)  # of four batches
+    found, history = train_until(recipe, tmp_path / "run", monkeypatch)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert [row["epoch"] for row in history] == [0, 1]
+
+
 GIVEN_LANDMARKS = dataclasses.replace(
     TINY,
     model="kprpe_vit_small",

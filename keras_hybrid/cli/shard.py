@@ -1,0 +1,32 @@
+"""``keras-hybrid shard``: a data set in a few large files."""
+
+import argparse
+
+from keras_hybrid.cli.printing import print_facts
+
+
+def run_shard(given: argparse.Namespace) -> None:
+    """Write a data set's images into shards."""
+    from keras_hybrid import data
+
+    source = data.open_source(given.source, split=given.split, images=given.images)
+    written = data.write_shards(
+        source,
+        given.out,
+        given.shards,
+        image_size=given.image_size,
+        quality=given.quality,
+        workers=given.workers,
+    )
+    files = list(given.out.iterdir())
+    print_facts(
+        {
+            "path": given.out,
+            "images": len(written),
+            "left out": len(source) - len(written),
+            "classes": len(written.class_names),
+            "landmarks": written.landmarks is not None,
+            "files": len(files),
+            "bytes": sum(file.stat().st_size for file in files),
+        }
+    )
