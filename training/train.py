@@ -502,7 +502,7 @@ def run_command(backend: str | None, action: Callable[[], object]) -> int:
     try:
         os.environ.setdefault("KERAS_BACKEND", default_backend())
         action()
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (ValueError, FloatingPointError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
