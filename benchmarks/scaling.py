@@ -188,10 +188,14 @@ def measure(key: tuple[str, str], value: int, step: str, steps: int) -> dict[str
 
     import keras
 
-    import keras_hybrid  # noqa: F401  (what the process holds before: libraries)
+    import keras_hybrid  # noqa: F401
 
+    # What the process holds before: libraries, and what they load for their first step.
+    layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()]
+    small = keras.Sequential([*layers, keras.layers.Dense(2)])
+    small.compile("sgd", "mse")
+    small.train_on_batch(np.zeros((2, 8, 8, 3)), np.zeros((2, 2)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    keras.utils.set_random_seed(0)
     model, batch, loss = CASES[key].make(value)
     model.compile("sgd", loss)
     random = np.random.default_rng(0)
@@ -310,7 +314,8 @@ def main() -> None:
     from benchmarks.table import append_row
     from training.report import command, commit
 
-    with fresh_processes() as pool:
+    # Keras looks for TensorFlow's types when it compiles a model, whatever the backend.
+    with fresh_processes("keras", "tensorflow") as pool:
         for key, case in CASES.items():
             if key[0] not in given.models or key[1] not in given.quantities:
                 continue

@@ -210,7 +210,7 @@ def main() -> None:
 
     imports = []
     ours, peers = ({name: [] for name in given.only} for _ in range(2))
-    with fresh_processes() as pool:
+    with fresh_processes("keras") as pool:
         for _ in range(given.repeats):
             imports.append(import_anew())
             for name in given.only:
