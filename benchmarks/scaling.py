@@ -174,7 +174,7 @@ CASES = {
     ("facerec_small", "side"): Case(lambda n: _facerec_small(side=n), (32, 48, 64, 96), 4),
     ("cct", "side"): Case(lambda n: _cct(side=n), (32, 64, 96, 128), 4),
     ("mobilefacenet", "side"): Case(_mobilefacenet, SIDES, 2),
-    ("keras MobileNetV2", "side"): Case(_keras_mobilenet_v2, SIDES, 2),
+    ("keras_mobilenet_v2", "side"): Case(_keras_mobilenet_v2, SIDES, 2),
     ("cosine_classifier", "classes"): Case(_cosine_classifier, (4096, 8192, 16384, 32768), 1),
 }
 
@@ -259,7 +259,7 @@ def plot(table: pathlib.Path) -> None:
     """Draw the last rows of every case: a column of panels a quantity, with the fitted lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     with table.open(newline="") as file:
         last = {(r["model"], r["quantity"], r["measure"]): r for r in csv.DictReader(file)}
@@ -281,9 +281,13 @@ def plot(table: pathlib.Path) -> None:
             axes.set_yscale("log")
             axes.set_xlabel({"side": "side of the image, pixels"}.get(quantity, quantity))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
             axes.set_xticks(sorted({float(x) for r in rows for x in r["values"].split()}))
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.tick_params(labelsize=7)
+            axes.tick_params(which="both", labelsize=7)
+            axes.tick_params(axis="x", labelrotation=60)
             axes.grid(alpha=0.3)
             axes.margins(y=0.3)
             axes.legend(frameon=False, fontsize=6.5, loc="upper left")
