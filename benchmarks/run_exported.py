@@ -30,6 +30,9 @@ def open_litert(path: pathlib.Path, threads: int) -> tuple[Callable, Callable]:
     output = interpreter.get_output_details()[0]["index"]
 
     def run(batch: np.ndarray) -> np.ndarray:
+        if batch.shape != tuple(interpreter.get_input_details()[0]["shape"]):
+            interpreter.resize_tensor_input(image["index"], batch.shape)
+            interpreter.allocate_tensors()
         interpreter.set_tensor(image["index"], batch.astype(image["dtype"]))
         interpreter.invoke()
         return interpreter.get_tensor(output)
