@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -70,6 +71,7 @@ COLUMNS = (
 )
 
 MODELS = ("facerec_small", "vit_p8s8", "cct_7_3x1", "cvt_13_32", "swin_tiny")
+PRECISIONS = ("float32", "mixed_bfloat16")
 SIDES = ("zoo", "peer", "compiled")
 CLASSES = 10
 SEED = 0
@@ -230,14 +232,16 @@ def timed(run, times: int, now) -> list[float]:
 # --- the processes, and the row -------------------------------------------------------------------
 
 
-def in_a_process(side: str, name: str, given: argparse.Namespace, folder: pathlib.Path) -> dict:
+def in_a_process(
+    side: str, name: str, given: argparse.Namespace, precision: str, folder: pathlib.Path
+) -> dict:
     """Run ``side`` of this file in a fresh process and return what it found."""
     options = {
         "size": given.size,
         "batch": given.batch,
         "steps": given.steps,
         "epochs": given.epochs,
-        "precision": given.precision,
+        "precision": precision,
         "jit": given.jit,
         "device": given.device,
         "workers": given.workers,
@@ -290,27 +294,37 @@ def write_images(given: argparse.Namespace, folder: pathlib.Path) -> None:
         Image.fromarray(image).save(path, quality=95)
 
 
-def compare(name: str, given: argparse.Namespace) -> dict:
-    """Measure all sides in turn and return the row of the table."""
+def compare(name: str, given: argparse.Namespace) -> Iterator[dict]:
+    """Check a model against its peer, then measure both in turn; a row for each precision."""
     import keras_hybrid as kh
-    from benchmarks.peers import PEERS
 
-    info = kh.model_info(name)
-    given.size = given.image_size or info.input_shape[0]
-    sides = SIDES if given.compile else SIDES[:2]
-    found: dict = {side: {} for side in sides}
+    given.size = given.image_size or kh.model_info(name).input_shape[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         write_images(given, folder)
-        in_a_process("check", name, given, folder)
-        for _ in range(given.repeats):
-            for side in sides:
-                for kind, seconds in in_a_process(side, name, given, folder).items():
-                    found[side].setdefault(kind, []).append(statistics.median(seconds))
-    seconds = {
+        in_a_process("check", name, given, "float32", folder)
+        for precision in given.precision:
+            seconds = _medians(name, given, precision, folder)
+            yield _row(name, given, seconds) | {"precision": precision}
+
+
+def _medians(name: str, given: argparse.Namespace, precision: str, folder: pathlib.Path) -> dict:
+    """Side → kind of measurement → seconds."""
+    found: dict = {side: {} for side in (SIDES if given.compile else SIDES[:2])}
+    for _ in range(given.repeats):
+        for side, kinds in found.items():
+            for kind, seconds in in_a_process(side, name, given, precision, folder).items():
+                kinds.setdefault(kind, []).append(statistics.median(seconds))
+    return {
         side: {kind: statistics.median(values) for kind, values in kinds.items()}
         for side, kinds in found.items()
     }
+
+
+def _row(name: str, given: argparse.Namespace, seconds: dict) -> dict:
+    import keras_hybrid as kh
+    from benchmarks.peers import PEERS
+
     zoo, peer = seconds["zoo"], seconds["peer"]
     images = given.batch * given.steps
     row = {
@@ -332,7 +346,7 @@ def compare(name: str, given: argparse.Namespace) -> dict:
         row["compiled_ratio"] = round(compiled / zoo["epochs"], 2)
         row["compiled_images_per_second"] = round(images / compiled, 1)
     if given.peak_tflops:
-        operations = 6 * info.macs * images / zoo["epochs"]
+        operations = 6 * kh.model_info(name).macs * images / zoo["epochs"]
         row["peak_share"] = round(operations / (given.peak_tflops * 1e12), 3)
     return row
 
@@ -342,7 +356,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS, help="registered, with a peer")
     parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow")
-    parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS[:1])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--image-size", type=int, help="default: the model's")
@@ -379,24 +393,24 @@ def main() -> None:
         parser.error(f"--steps must be at least 3, got {given.steps}.")
     if given.clock == "process" and (given.device != "cpu" or given.threads != 1):
         parser.error("--clock process is for one thread on a CPU.")
+    same = {
+        "batch": given.batch,
+        "backend": given.backend,
+        "jit_compile": given.jit,
+        "device": given.device,
+        "threads": given.threads,
+        "workers": given.workers,
+        "clock": given.clock,
+        "repeats": given.repeats,
+        "seed": SEED,
+        "hardware": given.hardware,
+        "commit": commit(),
+        "command": command(),
+    }
     for name in given.models:
-        row = compare(name, given) | {
-            "batch": given.batch,
-            "backend": given.backend,
-            "precision": given.precision,
-            "jit_compile": given.jit,
-            "device": given.device,
-            "threads": given.threads,
-            "workers": given.workers,
-            "clock": given.clock,
-            "repeats": given.repeats,
-            "seed": SEED,
-            "hardware": given.hardware,
-            "commit": commit(),
-            "command": command(),
-        }
-        print(row, flush=True)
-        append_row(pathlib.Path(given.table), COLUMNS, row)
+        for row in compare(name, given):
+            print(row | same, flush=True)
+            append_row(pathlib.Path(given.table), COLUMNS, row | same)
 
 
 if __name__ == "__main__":
