@@ -11,7 +11,7 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
 
     On PyTorch, Keras 3.15 copies the maps to channels first; PyTorch pools those slowly on a CPU,
     and what follows works on two layouts at once, backwards as well (``docs/performance.md``). On
-    other backends this is Keras's layer. Arguments, results and weights' files are Keras's.
+    other backends this is Keras's layer. Arguments and results are Keras's.
     """
 
     def call(self, inputs):
