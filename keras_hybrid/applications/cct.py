@@ -25,6 +25,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.max_pooling import MaxPooling2D
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 from keras_hybrid.layers.tokens import ClassToken
@@ -104,7 +105,7 @@ def convolutional_tokenizer(x, dim: int, kernel_size: int, num_convolutions: int
         x = keras.layers.ReLU(name=f"tokenizer{i}_relu")(x)
         # After a ReLU padding with zeros equals padding with minus infinity.
         x = keras.layers.ZeroPadding2D(1, name=f"tokenizer{i}_pool_padding")(x)
-        x = keras.layers.MaxPooling2D(3, strides=2, name=f"tokenizer{i}_pool")(x)
+        x = MaxPooling2D(3, strides=2, name=f"tokenizer{i}_pool")(x)
         total_stride *= 2 * stride
     return x, total_stride
 

@@ -39,6 +39,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import STEMS
+from keras_hybrid.layers.max_pooling import MaxPooling2D
 from keras_hybrid.layers.tokens import ClassToken
 
 __all__ = ["Conformer"]
@@ -255,7 +256,7 @@ def _stem(x, stem: str, channels: int):
     x = endpoint(x, 2)
     # After a ReLU padding with zeros equals padding with minus infinity.
     x = keras.layers.ZeroPadding2D(1, name="stem_pool_padding")(x)
-    return keras.layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
+    return MaxPooling2D(3, strides=2, name="stem_pool")(x)
 
 
 def join(x, tokens, grid_size: tuple[int, int]):

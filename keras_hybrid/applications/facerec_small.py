@@ -32,6 +32,7 @@ from keras_hybrid.applications.convolution import conv_norm
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
+from keras_hybrid.layers.max_pooling import MaxPooling2D
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import LearnedPositionEmbedding, RelativePositionBias
 
@@ -46,7 +47,7 @@ def _stem(x, channels: Sequence[int], blocks: Sequence[int]) -> list:
     taps = []
     for i, (width, count) in enumerate(zip(channels, blocks, strict=True)):
         x = conv_norm(x, width, 3, name=f"stem{i}", initializer=HE_NORMAL, activation="relu")
-        x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name=f"stem{i}_pool")(x)
+        x = MaxPooling2D(3, strides=2, padding="same", name=f"stem{i}_pool")(x)
         for j in range(count):
             name = f"stem{i}_block{j}"
             y = conv_norm(x, width, 3, name=f"{name}_a", initializer=HE_NORMAL, activation="relu")

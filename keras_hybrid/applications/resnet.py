@@ -30,6 +30,7 @@ from keras_hybrid.applications.convolution import squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights, Weights, keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.max_pooling import MaxPooling2D
 
 __all__ = ["ResNet"]
 
@@ -150,7 +151,7 @@ def stem_layers(x, stem: str, channels: int, ceil_pooling: bool = False):
     # After a ReLU padding with zeros equals padding with minus infinity.
     padding = tuple((0, 1 - n % 2) for n in x.shape[1:3]) if ceil_pooling else 1
     x = keras.layers.ZeroPadding2D(padding, name="stem_pool_padding")(x)
-    return keras.layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
+    return MaxPooling2D(3, strides=2, name="stem_pool")(x)
 
 
 def residual_stages(

@@ -27,6 +27,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.max_pooling import MaxPooling2D
 
 __all__ = ["SAN", "PairwiseAttention", "PatchwiseAttention"]
 
@@ -489,7 +490,7 @@ def SAN(
             if max_pooling:
                 x = endpoint(x, stride)
                 stride *= 2
-                x = keras.layers.MaxPooling2D(2, name=f"stage{stage}_pool")(x)
+                x = MaxPooling2D(2, name=f"stage{stage}_pool")(x)
             x = _linear(x, width, False, f"stage{stage}_conv")
         for i in range(depth):
             x = attention_block(

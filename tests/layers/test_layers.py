@@ -607,3 +607,17 @@ def test_drop_path_does_nothing_at_inference(options):
 def test_drop_path_needs_a_rate_below_one(rate):
     with pytest.raises(ValueError, match=rf"rate must be in \[0, 1\), got {rate}"):
         layers.DropPath(rate)
+
+
+@pytest.mark.parametrize(
+    ("pool_size", "strides", "padding"),
+    [(3, 2, "same"), (3, 2, "valid"), (2, 2, "same"), (4, 3, "same")],
+)
+def test_max_pooling_is_keras_s_with_its_gradient(pool_size, strides, padding):
+    x = RANDOM.normal(size=(BATCH, 7, 6, WIDTH)).astype("float32") - 3.0  # a border of 0 would win
+    found = []
+    for make in (layers.MaxPooling2D, keras.layers.MaxPooling2D):
+        layer = make(pool_size, strides=strides, padding=padding)
+        found.append((numpy(layer(x)), *value_and_gradient(lambda x, pool=layer: pool(x) ** 2, x)))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
