@@ -136,7 +136,8 @@ def jax_histories(tmp_path_factory):
 @pytest.mark.parametrize("name", ["images", "classes"])
 def test_two_processes_of_jax_train_as_one(jax_histories, name):
     one, two = (
-        json.loads((jax_histories / folder / "history.json").read_text()) for folder in ("one", name)
+        json.loads((jax_histories / folder / "history.json").read_text())
+        for folder in ("one", name)
     )
     assert one["loss"][0] > one["loss"][-1] > 0
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)

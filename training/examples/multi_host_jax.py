@@ -66,7 +66,9 @@ def main() -> None:
     parser.add_argument("--coordinator", help="HOST:PORT of the first process")
     parser.add_argument("--processes", type=int, help="number of processes; 0: find out")
     parser.add_argument("--process", type=int, help="number of this process, from 0")
-    parser.add_argument("--mesh-model", type=int, default=1, help="devices the classes are split over")
+    parser.add_argument(
+        "--mesh-model", type=int, default=1, help="devices the classes are split over"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/multi_host_jax"))
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16, help="of all processes together")
