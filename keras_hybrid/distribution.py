@@ -27,8 +27,8 @@ class ClassParallel(keras.distribution.ModelParallel):
     to all devices instead. ``fit`` and ``evaluate`` of Keras lay all their batches out as the
     first: give them data whose last batch divides, too, or a batch size that does not.
 
-    With several processes (``keras.distribution.initialize``) each gives its own part of every batch,
-    `batch_part`, and all of these must be of one size that divides.
+    With several processes (``keras.distribution.initialize``) each gives ``fit`` its own part of
+    every batch, `batch_part`, and all of these must be of one size that divides.
 
     Source: An et al. 2022, https://arxiv.org/abs/2203.15565, section 3.1 (the model-parallel head).
 

@@ -135,12 +135,10 @@ def jax_histories(tmp_path_factory):
 @pytest.mark.skipif(BACKEND != "jax", reason="jax.distributed")
 @pytest.mark.parametrize("name", ["images", "classes"])
 def test_two_processes_of_jax_train_as_one(jax_histories, name):
-    one, two = (
-        json.loads((jax_histories / folder / "history.json").read_text())
-        for folder in ("one", name)
-    )
+    folders = [jax_histories / "one", jax_histories / name]
+    one, two = (json.loads((folder / "history.json").read_text()) for folder in folders)
     assert one["loss"][0] > one["loss"][-1] > 0
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    models = [keras.saving.load_model(jax_histories / f / "model.keras") for f in ("one", name)]
+    models = [keras.saving.load_model(folder / "model.keras") for folder in folders]
     for first, second in zip(*(model.get_weights() for model in models), strict=True):
         assert second == pytest.approx(first, abs=1e-4)

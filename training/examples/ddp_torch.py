@@ -1,8 +1,7 @@
 """A face model on several PyTorch processes, with DistributedDataParallel.
 
     torchrun --nproc-per-node 2 training/examples/ddp_torch.py
-    torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
-        training/examples/ddp_torch.py
+    torchrun --nproc-per-node 8 training/examples/ddp_torch.py --batch-size 1024  # 8 GPUs
 
 Keras's ``fit`` does not know PyTorch's processes, so the loop is written out: DDP wraps a module
 whose forward pass ends in the loss, averages the gradients of all processes, and Keras's optimizer
@@ -100,7 +99,7 @@ def main() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    images, labels = kh.data.synthetic_identities(12, 8, image_size=16)
+    images, labels = kh.data.synthetic_identities(12, given.batch_size // 2, image_size=16)
     model = build_model(12, kh.losses.CosFace(scale=30.0))
     losses = train(model, images, labels, given.batch_size, given.epochs)
     if not several or dist.get_rank() == 0:

@@ -1,7 +1,8 @@
 """A face model on several JAX processes, of one machine or many, through ``fit``.
 
-    python training/examples/multi_host_jax.py --coordinator localhost:1234 --processes 2 --process 0 &
-    python training/examples/multi_host_jax.py --coordinator localhost:1234 --processes 2 --process 1
+    cd training/examples
+    python multi_host_jax.py --coordinator localhost:1234 --processes 2 --process 1 &
+    python multi_host_jax.py --coordinator localhost:1234 --processes 2 --process 0
 
 ``--mesh-model 2`` splits the class centres, too. Under Slurm or Open MPI, and on cloud TPUs, JAX
 finds the three values out: give ``--processes 0`` alone. Without any it trains alone.
@@ -79,7 +80,7 @@ def main() -> None:
     data = jax.device_count() // given.mesh_model
     mesh = kh.distribution.ClassParallel(data=data, model=given.mesh_model)
     keras.distribution.set_distribution(mesh)
-    images, labels = kh.data.synthetic_identities(12, 8, image_size=16)
+    images, labels = kh.data.synthetic_identities(12, given.batch_size // 2, image_size=16)
     model = build_model(12)
     batches = Part(images, labels, given.batch_size, mesh.batch_part(given.batch_size))
     first = jax.process_index() == 0
