@@ -3,6 +3,7 @@
     python benchmarks/scale_plan.py plan        # the tables of docs/scale.md, computed
     python benchmarks/scale_plan.py published   # beside the figures of arcface_torch
     python benchmarks/scale_plan.py measure     # on this CPU -> benchmarks/results/scale.csv
+    python benchmarks/scale_plan.py measured    # that file's tables
 
 ``measure`` compiles JAX's training step, as ``fit`` runs it, on one and on eight virtual devices
 and asks the compiler for its memory; it times the step on one device, in CPU seconds, and computes
@@ -11,6 +12,7 @@ first. ``plan`` is arithmetic: nothing of it has been run on a GPU.
 """
 
 import argparse
+import csv
 import dataclasses
 import os
 import pathlib
@@ -22,6 +24,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+RESULTS = ROOT / "benchmarks/results/scale.csv"
 COLUMNS = (
     "quantity",
     "classes",
@@ -259,6 +262,30 @@ def published() -> str:
     return "\n".join(lines)
 
 
+def measured(quantity: str) -> str:
+    """Return the rows of the table of results with a quantity, as Markdown."""
+    with RESULTS.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["quantity"].startswith(quantity)]
+    unit = rows[0]["unit"]
+    lines = [
+        f"| identities | images | mesh | sampled | computed ({unit}) | measured | ratio |",
+        "|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        mesh = f"data={row['data']},model={row['model']}"
+        cells = [
+            f"{int(row['classes']):,}{row['quantity'].removeprefix(quantity)}",
+            row["batch"],
+            "–" if mesh == "data=1,model=1" else mesh,
+            row["sampling_rate"],
+            row["computed"],
+            row["measured"],
+            row["ratio"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def compiled_step(setup: Setup, trunk_name: str | None = None):
     """Return (executable, state, batch, trunk) of a JAX training step with CosFace and AdamW."""
     import jax
@@ -392,9 +419,9 @@ def measure(hardware: str, table: pathlib.Path) -> None:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("plan", "published", "measure"))
+    parser.add_argument("what", choices=("plan", "published", "measure", "measured"))
     parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks/results/scale.csv")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     given = parser.parse_args()
     if given.what == "measure":
         os.environ["KERAS_BACKEND"] = "jax"
@@ -403,6 +430,8 @@ def main() -> None:
         measure(given.hardware, given.out)
     elif given.what == "published":
         print(published())
+    elif given.what == "measured":
+        print(measured("memory"), measured("time"), sep="\n\n")
     else:
         for name in ("facerec_small", "iresnet50"):
             print(f"{name}\n\n{plan(name)}\n")

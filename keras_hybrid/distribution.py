@@ -39,8 +39,8 @@ class ClassParallel(keras.distribution.ModelParallel):
             ``keras.distribution.list_devices()``.
 
     Raises:
-        ValueError: If there are too few devices, the counts are not positive, or the backend is
-            not JAX.
+        ValueError: If there are too few devices, the counts are not positive, the processes do not
+            have equally many groups of devices, or the backend is not JAX.
     """
 
     def __init__(self, data: int = 1, model: int = 1, devices: list[str] | None = None):

@@ -101,8 +101,7 @@ class MarginModel(keras.Model):
         For loops of one's own, such as around PyTorch's DistributedDataParallel; ``fit`` does not
         need it. It runs the model in training mode and updates the state of an adaptive loss.
         """
-        labels = None if self._partial_classifier is None else y
-        with self._recording(), supply_labels(labels):
+        with self._recording(), supply_labels(y):
             y_pred = self(x, training=True)
             return self.compute_loss(x, y, y_pred, sample_weight, training=True)
 
