@@ -109,36 +109,29 @@ def test_the_command_of_the_documentation_runs(tmp_path):
     assert keras.saving.load_model(tmp_path / "model.keras").count_params() > 0
 
 
-@pytest.fixture(scope="module")
-def jax_histories(tmp_path_factory):
-    """Loss curves of one process, of two that share out images, and of two that share classes."""
-    folder = tmp_path_factory.mktemp("hosts")
-    script = [sys.executable, EXAMPLES / "multi_host_jax.py", "--epochs", 2]
-    run(*script, "--out", folder / "one", JAX_PLATFORMS="cpu")
-    for name, mesh_model in (("images", 1), ("classes", 2)):
-        at = ["--coordinator", f"localhost:{free_port()}", "--processes", 2]
-        more = [*at, "--mesh-model", mesh_model, "--out", folder / name]
-        other = subprocess.Popen(
-            [*map(str, [*script, *more, "--process", 1])],
-            env=environment(JAX_PLATFORMS="cpu"),
-            cwd=ROOT,
-        )
-        try:
-            run(*script, *more, "--process", 0, JAX_PLATFORMS="cpu")
-            assert other.wait(60) == 0
-        finally:
-            other.kill()
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="jax.distributed")
-@pytest.mark.parametrize("name", ["images", "classes"])
-def test_two_processes_of_jax_train_as_one(jax_histories, name):
-    folders = [jax_histories / "one", jax_histories / name]
-    one, two = (json.loads((folder / "history.json").read_text()) for folder in folders)
+def test_two_processes_of_jax_train_as_one(tmp_path):
+    """Images are split over the processes, and classes over the two devices of each."""
+    script = [sys.executable, EXAMPLES / "multi_host_jax.py", "--epochs", 2]
+    run(*script, "--out", tmp_path / "one", JAX_PLATFORMS="cpu")
+    script += ["--coordinator", f"localhost:{free_port()}", "--processes", 2, "--mesh-model", 2]
+    script += ["--out", tmp_path / "two", "--process"]
+    two_devices = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    other = subprocess.Popen([*map(str, script), "1"], env=environment(**two_devices), cwd=ROOT)
+    try:
+        run(*script, 0, **two_devices)
+        assert other.wait(60) == 0
+    finally:
+        other.kill()
+    one, two = (
+        json.loads((tmp_path / folder / "history.json").read_text()) for folder in ("one", "two")
+    )
     assert one["loss"][0] > one["loss"][-1] > 0
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    models = [keras.saving.load_model(folder / "model.keras") for folder in folders]
+    models = [keras.saving.load_model(tmp_path / f / "model.keras") for f in ("one", "two")]
     for first, second in zip(*(model.get_weights() for model in models), strict=True):
         assert second == pytest.approx(first, abs=1e-4)
