@@ -26,6 +26,8 @@ from jax.experimental import multihost_utils
 
 import keras_hybrid as kh
 
+CLASSES = 16
+
 
 class Part(keras.utils.PyDataset):
     """This process's part of the batches of an epoch."""
@@ -80,8 +82,8 @@ def main() -> None:
     data = jax.device_count() // given.mesh_model
     mesh = kh.distribution.ClassParallel(data=data, model=given.mesh_model)
     keras.distribution.set_distribution(mesh)
-    images, labels = kh.data.synthetic_identities(12, given.batch_size // 2, image_size=16)
-    model = build_model(12)
+    images, labels = kh.data.synthetic_identities(CLASSES, given.batch_size // 2, image_size=16)
+    model = build_model(CLASSES)
     batches = Part(images, labels, given.batch_size, mesh.batch_part(given.batch_size))
     first = jax.process_index() == 0
     history = model.fit(
@@ -93,7 +95,7 @@ def main() -> None:
     if first:
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / "history.json").write_text(json.dumps(history))
-        whole = build_model(12)
+        whole = build_model(CLASSES)
         whole.set_weights(weights)
         whole.save(given.out / "model.keras")
 
