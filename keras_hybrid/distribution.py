@@ -27,6 +27,9 @@ class ClassParallel(keras.distribution.ModelParallel):
     to all devices instead. ``fit`` and ``evaluate`` of Keras lay all their batches out as the
     first: give them data whose last batch divides, too, or a batch size that does not.
 
+    With several processes (``keras.distribution.initialize``) each gives ``fit`` its own part of
+    every batch, `batch_part`, and all of these must be of one size that divides.
+
     Source: An et al. 2022, https://arxiv.org/abs/2203.15565, section 3.1 (the model-parallel head).
 
     Args:
@@ -36,8 +39,8 @@ class ClassParallel(keras.distribution.ModelParallel):
             ``keras.distribution.list_devices()``.
 
     Raises:
-        ValueError: If there are too few devices, the counts are not positive, or the backend is
-            not JAX.
+        ValueError: If there are too few devices, the counts are not positive, the processes do not
+            have equally many groups of devices, or the backend is not JAX.
     """
 
     def __init__(self, data: int = 1, model: int = 1, devices: list[str] | None = None):
@@ -60,11 +63,46 @@ class ClassParallel(keras.distribution.ModelParallel):
         layout["predictions/centers"] = (MODEL, None)
         layout["predictions/kernel"] = (None, MODEL)
         layout["predictions/bias"] = (MODEL,)
-        super().__init__(layout_map=layout, batch_dim_name=DATA)
+        # What a process gives is its part already; Keras would cut a tf.data.Dataset once more.
+        super().__init__(layout_map=layout, batch_dim_name=DATA, auto_shard_dataset=False)
+        import jax
+
+        groups = self.device_mesh.backend_mesh.devices
+        process = jax.process_index()
+        own = [i for i in range(data) if any(d.process_index == process for d in groups[i])]
+        # One range of equally many groups for each process, so that its part is one slice.
+        if not own or data % len(own) or own != [*range(own[0], own[0] + len(own))]:
+            raise ValueError(
+                f"Every process must have devices of equally many of the data={data} groups, one "
+                f"after the other; process {process} of {jax.process_count()} has groups {own}."
+            )
+        self._part, self._parts = own[0] // len(own), data // len(own)
+
+    def batch_part(self, batch_size: int) -> slice:
+        """Return which images of a batch this process gives to ``fit``: all, if it is the only one.
+
+        Processes that share a group of devices give the same images.
+
+        Args:
+            batch_size: Images of the whole batch; a multiple of ``data``.
+        """
+        if batch_size % self.num_model_replicas:
+            raise ValueError(
+                f"batch_size must be a multiple of data={self.num_model_replicas}; got "
+                f"{batch_size}."
+            )
+        part = batch_size // self._parts
+        return slice(self._part * part, (self._part + 1) * part)
 
     def get_data_layout(self, data_shape):
         """Return how a tensor of a batch is split: over "data", or not at all if it is uneven."""
         layout = super().get_data_layout(data_shape)
-        if data_shape[0] % self.num_model_replicas == 0:
+        if (data_shape[0] * self._parts) % self.num_model_replicas == 0:
             return layout
+        if self._parts > 1:
+            raise ValueError(
+                f"Each of {self._parts} processes must give a part of the batch that its own "
+                f"{self.num_model_replicas // self._parts} groups of devices can share out; got "
+                f"{data_shape[0]} images."
+            )
         return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)

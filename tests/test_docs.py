@@ -59,6 +59,16 @@ def test_generated_pages_are_what_their_scripts_write(script):
     assert generate.PAGE.read_text() == generate.page(), f"run python docs/{script}"
 
 
+def test_the_tables_of_scale_are_those_of_the_benchmark():
+    from benchmarks import scale_plan
+
+    text = (DOCS / "scale.md").read_text()
+    tables = [scale_plan.plan("facerec_small"), scale_plan.plan("iresnet50")]
+    tables += [scale_plan.published(), scale_plan.measured("memory"), scale_plan.measured("time")]
+    for table in tables:
+        assert f"\n\n{table}\n\n" in text
+
+
 def test_every_family_has_a_page_and_every_page_a_family():
     assert {page.stem for page in (DOCS / "families").glob("*.md")} == FAMILIES
 

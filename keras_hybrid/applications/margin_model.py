@@ -95,6 +95,16 @@ class MarginModel(keras.Model):
         with self._recording(), supply_labels(labels):
             return super().train_step(*args, **kwargs)
 
+    def training_loss(self, x, y, sample_weight=None):
+        """Return the loss of a batch, a scalar, as a training step computes it.
+
+        For loops of one's own, such as around PyTorch's DistributedDataParallel; ``fit`` does not
+        need it. It runs the model in training mode and updates the state of an adaptive loss.
+        """
+        with self._recording(), supply_labels(y):
+            y_pred = self(x, training=True)
+            return self.compute_loss(x, y, y_pred, sample_weight, training=True)
+
     def test_step(self, *args, **kwargs):
         """Run one evaluation step of the backend."""
         with self._recording():

@@ -7,6 +7,7 @@ labels as a second input and put out logits for plain softmax cross-entropy.
 """
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -54,6 +55,20 @@ def recorded_embedding_norms() -> list | None:
     return _recording.norms
 
 
+class _AsMatrix:
+    """An initialiser of centres as a matrix: Keras would take the classes of rank 3 for space.
+
+    A class, since Keras traces the ``__call__`` of the initialisers of large sharded weights.
+    """
+
+    def __init__(self, initializer):
+        self.initializer = initializer
+
+    def __call__(self, shape, dtype=None):
+        flat = (math.prod(shape[:-1]), shape[-1])
+        return ops.reshape(self.initializer(flat, dtype=dtype), shape)
+
+
 class _CosineHead(keras.layers.Layer):
     """Centres, and the cosines of an embedding with them."""
 
@@ -87,14 +102,12 @@ class _CosineHead(keras.layers.Layer):
         shape = (self.classes, dim)
         if self.centers_per_class > 1:
             shape = (self.classes, self.centers_per_class, dim)
-
-        def initialize(shape, dtype=None):
-            # As a matrix of centres: Keras would take the classes of a rank 3 kernel for space.
-            flat = (self.classes * self.centers_per_class, dim)
-            return ops.reshape(self.kernel_initializer(flat, dtype=dtype), shape)
-
         self.centers = self.add_weight(
-            name="centers", shape=shape, initializer=initialize, dtype="float32", autocast=False
+            name="centers",
+            shape=shape,
+            initializer=_AsMatrix(self.kernel_initializer),
+            dtype="float32",
+            autocast=False,
         )
 
     def cosine(self, embedding, centers=None):

@@ -544,16 +544,19 @@ class MarginState(keras.metrics.Metric):
 
     def __init__(self, loss: "AdaptiveMarginLoss", name: str = "margin_state"):
         super().__init__(name=name, dtype="float32")
-        self._values = {
-            key: self.add_variable(
-                shape=(),
-                initializer=keras.initializers.Constant(value),
-                dtype="float32",
-                aggregation="mean",
-                name=key,
-            )
-            for key, value in loss.initial_state().items()
-        }
+        # Not by `add_variable`: on a mirrored strategy each replica would keep a value of its own.
+        with keras.name_scope(name):
+            self._values = {
+                key: keras.Variable(
+                    value,
+                    dtype="float32",
+                    trainable=False,
+                    aggregation="mean",
+                    synchronization="on_write",
+                    name=key,
+                )
+                for key, value in loss.initial_state().items()
+            }
 
     def read(self) -> dict[str, Any]:
         """Return the values, float32 scalars by name."""
@@ -649,8 +652,8 @@ class AdaptiveMarginLoss(_MarginSoftmax):
             )
         state, norms = _supply.state.read(), _supply.norms
         if _supply.training:
-            state = self.next_state(state, y_pred, y_true, norms)
-            _supply.state.update_state(state)
+            _supply.state.update_state(self.next_state(state, y_pred, y_true, norms))
+            state = _supply.state.read()  # on a mirrored strategy the mean of all replicas'
         logits = self.logits(y_pred, y_true, state, norms)
         return _cross_entropy(logits, _Labels(y_true, y_pred), self.label_smoothing)
 

@@ -78,6 +78,21 @@ def test_a_mesh_that_cannot_be_is_refused(arguments, message):
 
 
 @on_jax
+def test_more_centres_than_fit_beside_each_other_on_one_device_are_made_split():
+    # Keras makes weights of more than 250 MiB, times the devices, where they are to lie.
+    with kh.distribution.ClassParallel().scope():
+        head = kh.layers.CosineClassifier(1_100_000, kernel_initializer="ones", name="predictions")
+        head.build((None, 60))
+    assert head.centers.shape == (1_100_000, 60)
+
+
+@on_jax
+def test_the_only_process_gives_whole_batches():
+    mesh = kh.distribution.ClassParallel()
+    assert mesh.batch_part(6) == slice(0, 6)
+
+
+@on_jax
 def test_classes_that_the_mesh_does_not_divide_are_refused(tmp_path, monkeypatch):
     # One device here: what is refused, is refused before the mesh matters.
     monkeypatch.setattr(train, "_distribution", lambda recipe: contextlib.nullcontext())
