@@ -98,8 +98,8 @@ class Setup:
         batch: Images of the whole batch.
         moments: Numbers an optimizer keeps beside a weight: 2 for Adam, 1 for SGD with momentum.
         per_host: Devices of a host.
-        spread: Whether the devices of a group share out its images and its sample of the classes,
-            too, as arcface_torch does; with `ClassParallel` each has all of both.
+        split_sample: Whether the devices of a group share out its sample of the classes, too, as
+            arcface_torch does; with `ClassParallel` each has all of it.
         activation_bytes: Of a number.
     """
 
@@ -110,18 +110,18 @@ class Setup:
     sampling_rate: float = 1.0
     moments: int = 2
     per_host: int = 8
-    spread: bool = False
+    split_sample: bool = False
     activation_bytes: int = 4
 
     @property
     def trunk_images(self) -> float:
         """Images that a device runs through the trunk."""
-        return self.batch / self.data / (self.model if self.spread else 1)
+        return self.batch / (self.data * self.model)
 
     @property
     def seen(self) -> float:
         """Classes that a device computes cosines with."""
-        is_split = self.sampling_rate == 1 or self.spread
+        is_split = self.sampling_rate == 1 or self.split_sample
         return self.classes * self.sampling_rate / (self.model if is_split else 1)
 
     @property
@@ -162,9 +162,10 @@ def seconds(trunk: Trunk, setup: Setup, device: Device) -> dict[str, float]:
     update = 4 * (3 + 2 * setup.moments) * (trunk.parameters + centers)
     devices = setup.data * setup.model
     link = (device.link if devices <= setup.per_host else device.network) * device.efficiency
-    # Gradients: the trunk's over all devices that have other images, the centres' over all groups.
-    copies = devices if setup.spread else setup.data
-    exchanged = 2 * (1 - 1 / copies) * 4 * trunk.parameters + 2 * (1 - 1 / setup.data) * 4 * centers
+    # Gradients: the trunk's over all devices, the centres' over all groups.
+    exchanged = (
+        2 * (1 - 1 / devices) * 4 * trunk.parameters + 2 * (1 - 1 / setup.data) * 4 * centers
+    )
     if setup.model > 1:  # embeddings to all parts, and their gradients back
         exchanged += 2 * 4 * trunk.dim * setup.batch / setup.data * 2 * (1 - 1 / setup.model)
     return {
@@ -186,7 +187,7 @@ def trunk_of(name: str) -> Trunk:
 
 
 IMAGES = 128  # of a GPU
-METHODS = ("full head", "sampled 0.1", "split by classes", "split, images shared out (not built)")
+METHODS = ("full head", "sampled 0.1", "split by classes")
 
 
 def setups(classes: int, gpus: int) -> dict[str, Setup]:
@@ -199,7 +200,6 @@ def setups(classes: int, gpus: int) -> dict[str, Setup]:
         METHODS[0]: everywhere,
         METHODS[1]: dataclasses.replace(everywhere, sampling_rate=0.1),
         METHODS[2]: split,
-        METHODS[3]: dataclasses.replace(split, spread=True),
     }
 
 
@@ -250,7 +250,7 @@ def published() -> str:
     ]
     for classes, row in PUBLISHED.items():
         common = {"classes": classes, "batch": 1024, "moments": 1, "activation_bytes": 2}
-        split = Setup(model=8, spread=True, **common)
+        split = Setup(model=8, split_sample=True, **common)
         layouts = (Setup(data=8, **common), split, dataclasses.replace(split, sampling_rate=0.1))
         for name, setup, found in zip(names, layouts, row, strict=True):
             if found is not None:

@@ -2,7 +2,7 @@
 
 At a million identities the head of a face model is a matrix of a million centres, larger than the
 rest, with an optimizer's moments of the same size. `ClassParallel` splits it by classes over the
-devices of one axis of a mesh, and the images of a batch over those of another, with
+devices of one axis of a mesh, and the images of a batch over all devices, with
 ``keras.distribution`` on JAX; the compiler finds the sums and gathers between devices.
 """
 
@@ -23,9 +23,12 @@ class ClassParallel(keras.distribution.ModelParallel):
 
     Set it before the model is built. What is split: ``centers`` of the layer ``predictions`` where
     it is a cosine classifier, ``kernel`` and ``bias`` where it is dense, and what the optimizer
-    keeps of each. A batch is split over the axis "data"; one whose size does not divide is copied
-    to all devices instead. ``fit`` and ``evaluate`` of Keras lay all their batches out as the
-    first: give them data whose last batch divides, too, or a batch size that does not.
+    keeps of each. The images of a batch are shared out over all devices; the embeddings of a group
+    of ``model`` devices are gathered before the classifier. A batch that not all devices can share
+    out is split over the axis "data", and its parts are repeated in each group; one that "data"
+    does not divide either is copied to all devices. ``fit`` and ``evaluate`` of Keras lay all their
+    batches out as the first: give them data whose last batch divides, too, or a batch size that
+    "data" (where it is 1, "model") does not divide.
 
     With several processes (``keras.distribution.initialize``) each gives ``fit`` its own part of
     every batch, `batch_part`, and all of these must be of one size that divides.
@@ -33,14 +36,14 @@ class ClassParallel(keras.distribution.ModelParallel):
     Source: An et al. 2022, https://arxiv.org/abs/2203.15565, section 3.1 (the model-parallel head).
 
     Args:
-        data: Devices that a batch is split over.
-        model: Devices that the classes are split over; must divide their number.
+        data: Groups of devices; each group holds all classes.
+        model: Devices of a group, over which the classes are split; must divide their number.
         devices: Names of data · model devices; by default the first ones of
             ``keras.distribution.list_devices()``.
 
     Raises:
         ValueError: If there are too few devices, the counts are not positive, the processes do not
-            have equally many groups of devices, or the backend is not JAX.
+            have equally many devices, or the backend is not JAX.
     """
 
     def __init__(self, data: int = 1, model: int = 1, devices: list[str] | None = None):
@@ -67,42 +70,52 @@ class ClassParallel(keras.distribution.ModelParallel):
         super().__init__(layout_map=layout, batch_dim_name=DATA, auto_shard_dataset=False)
         import jax
 
-        groups = self.device_mesh.backend_mesh.devices
-        process = jax.process_index()
-        own = [i for i in range(data) if any(d.process_index == process for d in groups[i])]
-        # One range of equally many groups for each process, so that its part is one slice.
-        if not own or data % len(own) or own != [*range(own[0], own[0] + len(own))]:
+        processes = [device.process_index for device in self.device_mesh.backend_mesh.devices.flat]
+        own = [i for i, process in enumerate(processes) if process == jax.process_index()]
+        # One range of equally many devices for each process, so that its part is one slice.
+        if not own or len(processes) % len(own) or own != [*range(own[0], own[0] + len(own))]:
             raise ValueError(
-                f"Every process must have devices of equally many of the data={data} groups, one "
-                f"after the other; process {process} of {jax.process_count()} has groups {own}."
+                f"Every process must have equally many of the {len(processes)} devices, one after "
+                f"the other; process {jax.process_index()} of {jax.process_count()} has {own}."
             )
-        self._part, self._parts = own[0] // len(own), data // len(own)
+        self._part, self._parts = own[0] // len(own), len(processes) // len(own)
+        self._devices = len(processes)
 
     def batch_part(self, batch_size: int) -> slice:
         """Return which images of a batch this process gives to ``fit``: all, if it is the only one.
 
-        Processes that share a group of devices give the same images.
-
         Args:
-            batch_size: Images of the whole batch; a multiple of ``data``.
+            batch_size: Images of the whole batch; a multiple of ``data`` times ``model``.
         """
-        if batch_size % self.num_model_replicas:
+        if batch_size % self._devices:
             raise ValueError(
-                f"batch_size must be a multiple of data={self.num_model_replicas}; got "
+                f"batch_size must be a multiple of the mesh's {self._devices} devices; got "
                 f"{batch_size}."
             )
         part = batch_size // self._parts
         return slice(self._part * part, (self._part + 1) * part)
 
     def get_data_layout(self, data_shape):
-        """Return how a tensor of a batch is split: over "data", or not at all if it is uneven."""
-        layout = super().get_data_layout(data_shape)
-        if (data_shape[0] * self._parts) % self.num_model_replicas == 0:
-            return layout
+        """Return how a tensor of a batch is split: over all devices, over "data", or not at all."""
+        images, axes = data_shape[0] * self._parts, [None] * len(data_shape)
+        if images % self._devices == 0:
+            return _SharedOut(axes, self.device_mesh)
         if self._parts > 1:
             raise ValueError(
                 f"Each of {self._parts} processes must give a part of the batch that its own "
-                f"{self.num_model_replicas // self._parts} groups of devices can share out; got "
-                f"{data_shape[0]} images."
+                f"{self._devices // self._parts} devices can share out; got {data_shape[0]} images."
             )
-        return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)
+        if images % self.num_model_replicas == 0:
+            return super().get_data_layout(data_shape)
+        return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+
+class _SharedOut(keras.distribution.TensorLayout):
+    """A batch that is split over both axes; Keras's layouts split a dimension over one."""
+
+    @property
+    def backend_layout(self):
+        import jax
+
+        spec = jax.sharding.PartitionSpec((DATA, MODEL))
+        return jax.sharding.NamedSharding(self.device_mesh.backend_mesh, spec)

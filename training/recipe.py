@@ -76,8 +76,8 @@ class Recipe:
             ``None``: never.
         validation_every: Epochs between validations; the last epoch is always validated.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
-        mesh: Devices to train on, such as "data=4,model=2": the images of a batch are split over
-            four groups of devices, the identities over two in each
+        mesh: Devices to train on, such as "data=4,model=2": eight, which share out the images of a
+            batch, and in four groups of two the identities
             (``keras_hybrid.distribution.ClassParallel``; JAX only). ``None``: one device.
         seed: Of initial weights, data order, augmentation and dropout.
         checkpoint_steps: Steps between checkpoints within an epoch, besides one at each epoch's

@@ -359,10 +359,12 @@ def fit(
         images = {"image": images, "landmarks": points}
     validation = (images, labels)
     validation_batch_size = recipe.batch_size
-    if recipe.mesh_axes.get("data", 1) > 1:
+    if recipe.mesh_axes:
         # Keras lays all batches out as the first: where that one cannot be split, none is, and the
         # last may have any size.
-        validation_batch_size += 1
+        axes = recipe.mesh_axes
+        split = axes["data"] if axes["data"] > 1 else axes["model"]
+        validation_batch_size += validation_batch_size % split == 0
     # An epoch that was broken off is finished by a fit of its own: Keras counts steps once a fit.
     stops = [batches.epoch + 1, recipe.epochs] if batches.start_batch else [recipe.epochs]
     for stop in stops:

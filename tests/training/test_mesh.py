@@ -59,6 +59,13 @@ def test_centres_and_moments_are_split_by_classes_and_nothing_else_is(answer, na
 
 @pytest.mark.slow
 @on_jax
+def test_all_devices_share_out_a_batch_that_they_divide(answer):
+    layouts = answer["layouts"]
+    assert layouts == {"16": [["data", "model"]], "12": ["data"], "10": [None]}
+
+
+@pytest.mark.slow
+@on_jax
 def test_a_run_on_a_mesh_continues_where_it_stopped(answer):
     # What is logged of the broken epoch's training is of the steps after the break.
     assert_alike(answer["interrupted"], answer["full"], ("val_loss", "val_accuracy"))

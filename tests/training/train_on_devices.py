@@ -10,6 +10,7 @@ import sys
 
 import keras
 
+import keras_hybrid as kh
 from tests.training.test_train import TINY, Stop, StopAt
 from training import train
 
@@ -19,6 +20,7 @@ FOLDER = pathlib.Path(sys.argv[1])
 RECIPE = dataclasses.replace(TINY, data="synthetic:14x10", test_fraction=0.3, epochs=3)
 SAMPLED = dataclasses.replace(RECIPE, data="synthetic:24x5", sampling_rate=0.75)
 ON_MESH = {"mesh": "data=4,model=2"}
+SIZES = (16, 12, 10)
 
 
 def history(folder: pathlib.Path) -> list[dict]:
@@ -53,7 +55,14 @@ def interrupted() -> dict:
     raise AssertionError("it was not interrupted")
 
 
-answer = {"interrupted": interrupted()}
+def layouts() -> dict[int, str]:
+    """How batches of some sizes are laid out."""
+    mesh = kh.distribution.ClassParallel(data=4, model=2)
+    specs = (mesh.get_data_layout((size, 8, 8, 3)).backend_layout.spec for size in SIZES)
+    return {size: [*spec][:1] for size, spec in zip(SIZES, specs, strict=True)}
+
+
+answer = {"interrupted": interrupted(), "layouts": layouts()}
 for name, recipe in (("full", RECIPE), ("sampled", SAMPLED)):
     answer[name] = run(recipe, name)
     look = Look()
