@@ -294,14 +294,13 @@ IN_BFLOAT16 = ("cvt_13_32/train", "atc_3/train")
 
 def measure(comparison: str, side: int, out: pathlib.Path, steps: int) -> None:
     """Time one form in this process; write the seconds, the memory and the first output."""
-    import resource
-
     import numpy as np
 
     import keras_hybrid  # noqa: F401  (what the process holds before: libraries)
+    from benchmarks.processes import peak_megabytes
 
     form, (batch, size) = COMPARISONS[comparison][side], COMPARISONS[comparison][4:]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     run, first = form(batch, size)
     run()
     seconds = []
@@ -309,9 +308,7 @@ def measure(comparison: str, side: int, out: pathlib.Path, steps: int) -> None:
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    peak = peak_megabytes() - before
     if first is not None:
         np.save(out / f"{side}.npy", first)
     (out / f"{side}.json").write_text(json.dumps({"seconds": seconds, "megabytes": peak}))
@@ -386,8 +383,9 @@ def main() -> None:
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     os.environ["KERAS_BACKEND"] = given.backend
-    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ[variable] = str(given.threads)
+    from benchmarks.processes import thread_variables
+
+    os.environ |= thread_variables(given.threads)
     if given.measure:
         comparison, side, folder = given.measure
         measure(comparison, int(side), pathlib.Path(folder), given.steps)

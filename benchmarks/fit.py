@@ -240,6 +240,8 @@ def in_a_process(
     side: str, name: str, given: argparse.Namespace, precision: str, folder: pathlib.Path
 ) -> dict:
     """Run ``side`` of this file in a fresh process and return what it found."""
+    from benchmarks.processes import thread_variables
+
     options = {
         "size": given.size,
         "batch": given.batch,
@@ -251,9 +253,7 @@ def in_a_process(
         "workers": given.workers,
         "clock": given.clock,
     }
-    environment = {**os.environ, "KERAS_BACKEND": given.backend}
-    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        environment[variable] = str(given.threads)
+    environment = {**os.environ, "KERAS_BACKEND": given.backend, **thread_variables(given.threads)}
     if given.device == "cpu" or side == "check":
         # Outputs are compared on the CPU, whose float32 is not rounded to fewer bits.
         environment |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}

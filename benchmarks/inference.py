@@ -243,8 +243,9 @@ def main() -> None:
     parser.add_argument("--measure", type=pathlib.Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     os.environ["KERAS_BACKEND"] = given.backends[0]
-    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ[variable] = str(given.threads)
+    from benchmarks.processes import thread_variables
+
+    os.environ |= thread_variables(given.threads)
     if given.measure:
         print(json.dumps(measure(given.measure, given.runtimes[0], given)))
         return

@@ -1,7 +1,23 @@
-"""Fresh processes for measurements, without importing everything anew for each."""
+"""What benchmarks share that measure in processes: fresh ones, their threads, their memory."""
 
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Return the environment in which NumPy, the backends and the runtimes take so many threads."""
+    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+def peak_megabytes() -> float:
+    """Return the largest resident memory that this process has had."""
+    import resource
+
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def fresh_processes(*modules: str) -> ProcessPoolExecutor:

@@ -17,7 +17,6 @@ import dataclasses
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import time
 
@@ -368,10 +367,7 @@ def measure(hardware: str, table: pathlib.Path) -> None:
     import jax
 
     from benchmarks.table import append_row
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    from training.report import command, commit
 
     def write(quantity, setup, computed, measured, unit):
         row = dataclasses.asdict(setup) | {
@@ -381,8 +377,8 @@ def measure(hardware: str, table: pathlib.Path) -> None:
             "ratio": f"{computed / measured:.2f}",
             "unit": unit,
             "hardware": hardware,
-            "commit": commit,
-            "command": "python benchmarks/scale_plan.py measure",
+            "commit": commit(),
+            "command": command(),
         }
         append_row(table, COLUMNS, row)
         print(*(row[c] for c in COLUMNS[:10]), flush=True)

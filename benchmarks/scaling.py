@@ -184,18 +184,17 @@ CASES = {
 
 def measure(key: tuple[str, str], value: int, step: str, steps: int) -> dict[str, float]:
     """Return the milliseconds and megabytes of a case's step at one value, in this process."""
-    import resource
-
     import keras
 
     import keras_hybrid  # noqa: F401
+    from benchmarks.processes import peak_megabytes
 
     # What the process holds before: libraries, and what they load for their first step.
     layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()]
     small = keras.Sequential([*layers, keras.layers.Dense(2)])
     small.compile("sgd", "mse")
     small.train_on_batch(np.zeros((2, 8, 8, 3)), np.zeros((2, 2)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     model, batch, loss = CASES[key].make(value)
     model.compile("sgd", loss)
     random = np.random.default_rng(0)
@@ -211,10 +210,7 @@ def measure(key: tuple[str, str], value: int, step: str, steps: int) -> dict[str
         start = time.process_time()
         run()
         seconds.append(time.process_time() - start)
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
-    return {"time": 1e3 * statistics.median(seconds), "memory": peak}
+    return {"time": 1e3 * statistics.median(seconds), "memory": peak_megabytes() - before}
 
 
 def fit_power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
@@ -311,10 +307,10 @@ def main() -> None:
     )
     given = parser.parse_args()
     os.environ["KERAS_BACKEND"] = given.backend
-    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ[variable] = str(given.threads)
+    from benchmarks.processes import fresh_processes, thread_variables
 
-    from benchmarks.processes import fresh_processes
+    os.environ |= thread_variables(given.threads)
+
     from benchmarks.table import append_row
     from training.report import command, commit
 

@@ -201,10 +201,10 @@ def main() -> None:
         print(json.dumps(import_both()))
         return
     os.environ["KERAS_BACKEND"] = given.backend
-    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ[variable] = str(given.threads)
+    from benchmarks.processes import fresh_processes, thread_variables
 
-    from benchmarks.processes import fresh_processes
+    os.environ |= thread_variables(given.threads)
+
     from benchmarks.table import append_row
     from training.report import command, commit
 

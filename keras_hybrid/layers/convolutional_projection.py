@@ -90,7 +90,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         height, width = (-(-n // self.strides) for n in self.grid_size)
         return height, width
 
-    def _thins_out_slowly(self, x) -> bool:
+    def _strides_slowly(self, x) -> bool:
         """Whether the convolution has a stride in bfloat16 on a CPU.
 
         There, on PyTorch and TensorFlow, oneDNN's gradient of a depthwise convolution with a stride
@@ -98,7 +98,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         """
         return self.strides > 1 and self.compute_dtype == "bfloat16" and _on_cpu(x)
 
-    def _strided(self, x):
+    def _thinned(self, x):
         """Return the convolution without its stride, thinned out: the same numbers."""
         x = ops.depthwise_conv(x, self.convolution.kernel, data_format="channels_last")
         return x[:, :: self.strides, :: self.strides, :]
@@ -117,7 +117,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         if self._padding:
             border = (self._padding, self._padding)
             x = ops.pad(x, ((0, 0), border, border, (0, 0)))
-        x = self._strided(x) if training and self._thins_out_slowly(x) else self.convolution(x)
+        x = self._thinned(x) if training and self._strides_slowly(x) else self.convolution(x)
         x = self.linear(tokens(self.norm(x, training=training)))
         if self.shortcut and self.strides > 1:
             grid = ops.average_pool(
