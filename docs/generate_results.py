@@ -24,7 +24,7 @@ Recipes are in `training/recipes`; a row that is missing has not been run yet.
 """
 
 # What makes runs with different seeds one line of the table.
-SAME = ("model", "data", "image_size", "epochs", "precision", "backend", "hardware")
+SAME = ("model", "data", "images", "image_size", "epochs", "precision", "backend", "hardware")
 
 
 def page() -> str:
@@ -34,11 +34,20 @@ def page() -> str:
         lines += [f"## `{name}`", "", f"{table.paper}.", ""]
         command = f"`python training/run_table.py {name}`"
         if len(table.reduced) > 1:  # else it has one size
-            sizes = ", ".join(f"{k} {v}" for k, v in table.reduced.items() if k != "precision")
-            command += f"; `--reduced`, for a CPU: {sizes}"
+            command += f"; `--reduced`, for a CPU: {_sizes(table.reduced)}"
+            for row in table.rows:
+                if table.rows[row].reduced:
+                    command += f"; `{row}`: {_sizes(table.rows[row].reduced)}"
         lines += [command, ""]
         lines += [*_lines(name, table), ""]
     return "\n".join(lines)
+
+
+def _sizes(changes) -> str:
+    flat = {}
+    for name, value in changes.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return ", ".join(f"{name} {value}" for name, value in flat.items() if name != "precision")
 
 
 def _lines(name: str, table) -> list[str]:
@@ -52,7 +61,7 @@ def _lines(name: str, table) -> list[str]:
     verified = any(run["lfw"] for run in runs)
     head = ["model", "published", "top-1", "with mirror image", "top-5"]
     head += ["LFW", "LFW with mirror image"] if verified else []
-    head += ["data", "size", "parameters", "epochs", "seeds", "minutes a run", "on"]
+    head += ["data", "images", "size", "parameters", "epochs", "seeds", "minutes a run", "on"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     key = [*table.rows, *dict.fromkeys(run["model"] for run in runs)].index
     runs.sort(key=lambda run: (key(run["model"]), *(run[column] for column in SAME), run["seed"]))
@@ -67,6 +76,7 @@ def _lines(name: str, table) -> list[str]:
             "" if published is None else f"{published:.2f}",
             *(_percent([run[figure] for run in group]) for figure in figures),
             first["data"],
+            f"{int(first['images']):,}",
             first["image_size"],
             f"{int(first['parameters']):,}",
             first["epochs"],

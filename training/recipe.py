@@ -36,6 +36,9 @@ class Recipe:
         train_split: Split of ``data`` to train on: a value of the CSV's split column, a TFDS split.
         test_split: Split of ``data`` to test on. ``None``: ``test_fraction`` of each identity.
         test_fraction: Share of each identity's images that is held out when there is no split.
+        images_per_class: Of these, train on at most this many of each class
+            (``keras_hybrid.data.sample_per_class`` with ``seed``); ``None``: on all.
+        test_images_per_class: And test on at most this many.
         data_options: Further keywords of ``open_source``.
         reading: "memory": training images are decoded once and kept, 37 kB each at 112×112; "lazy":
             each is decoded when a batch wants it, for sets that do not fit into memory.
@@ -102,6 +105,8 @@ class Recipe:
     train_split: str | None = None
     test_split: str | None = None
     test_fraction: float = 0.2
+    images_per_class: int | None = None
+    test_images_per_class: int | None = None
     data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     reading: str = "memory"
     image_size: int = 64
@@ -176,8 +181,10 @@ class Recipe:
         for name in ("learning_rate", "matrix_learning_rate", "scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)!r}.")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be positive or none; got {self.patience!r}.")
+        for name in ("patience", "images_per_class", "test_images_per_class"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive or none; got {value!r}.")
         if self.ema_momentum is not None and not 0 < self.ema_momentum < 1:
             raise ValueError(f"ema_momentum must be in (0, 1) or none; got {self.ema_momentum!r}.")
         if not 0 <= self.label_smoothing < 1:

@@ -72,6 +72,10 @@ def open_data(recipe: Recipe):
     else:
         source = data.open_source(recipe.data, **options)
         train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
+    if recipe.images_per_class is not None:
+        train = data.sample_per_class(train, recipe.images_per_class, recipe.seed)
+    if recipe.test_images_per_class is not None:
+        test = data.sample_per_class(test, recipe.test_images_per_class, recipe.seed)
     if recipe.takes_landmarks:
         needed_landmarks(train)
     return train, test

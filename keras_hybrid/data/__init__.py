@@ -31,6 +31,7 @@ from keras_hybrid.data.sources import (
     ImageSource,
     Subset,
     ZipSource,
+    sample_per_class,
     split_source,
 )
 from keras_hybrid.data.synthetic import synthetic_identities
@@ -77,6 +78,7 @@ __all__ = [
     "read_lfw_pairs",
     "read_pairs",
     "read_verification_set",
+    "sample_per_class",
     "similarity_transform",
     "split_source",
     "synthetic_identities",

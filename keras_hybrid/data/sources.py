@@ -475,13 +475,38 @@ def split_source(source: ImageSource, fraction: float, seed: int = 0) -> tuple[S
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must lie in (0, 1), got {fraction!r}.")
     in_test = np.zeros(len(source), bool)
+    for drawn in _drawn_by_class(source, seed):
+        if len(drawn) > 1:
+            count = min(max(round(fraction * len(drawn)), 1), len(drawn) - 1)
+            in_test[drawn[:count]] = True
+    return Subset(source, np.flatnonzero(~in_test)), Subset(source, np.flatnonzero(in_test))
+
+
+def sample_per_class(source: ImageSource, number: int, seed: int = 0) -> Subset:
+    """Draw at most ``number`` images of each class at random, deterministically.
+
+    Args:
+        source: What to draw from.
+        number: Images of a class; a class that has fewer keeps all of them.
+        seed: Chooses the images. A larger ``number`` adds to those of a smaller one.
+
+    Returns:
+        The drawn images, in the source's order.
+
+    Raises:
+        ValueError: If ``number`` is not positive.
+    """
+    if number < 1:
+        raise ValueError(f"`number` must be positive, got {number!r}.")
+    drawn = [members[:number] for members in _drawn_by_class(source, seed)]
+    return Subset(source, np.sort(np.concatenate([np.zeros(0, np.int64), *drawn])))
+
+
+def _drawn_by_class(source: ImageSource, seed: int) -> Iterator[np.ndarray]:
+    """Yield each class's indices in a random order of its own."""
     by_label = np.argsort(source.labels, kind="stable")
     borders = np.flatnonzero(np.diff(source.labels[by_label])) + 1
     for members in np.split(by_label, borders):
-        if len(members) < 2:
-            continue
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        label = int(source.labels[members[0]])
-        order = np.random.default_rng([seed, label]).permutation(members)
-        in_test[order[:count]] = True
-    return Subset(source, np.flatnonzero(~in_test)), Subset(source, np.flatnonzero(in_test))
+        if len(members):
+            label = int(source.labels[members[0]])
+            yield np.random.default_rng([seed, label]).permutation(members)

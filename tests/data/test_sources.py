@@ -20,6 +20,7 @@ from keras_hybrid.data import (
     ZipSource,
     load_arrays,
     open_source,
+    sample_per_class,
     split_source,
 )
 
@@ -512,6 +513,25 @@ def test_split_draws_from_each_class_by_its_own_seed():
     _, test = split_source(source, 0.3, seed=3)
     assert test.indices.tolist() == sorted(expected)
     assert test.paths == [source.paths[i] for i in sorted(expected)]
+
+
+@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=6), number=st.integers(1, 8))
+def test_a_sample_has_so_many_of_each_class_and_grows_with_the_number(counts, number):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    source = ArraySource(np.zeros((len(labels), 2, 2), np.uint8), labels)
+    sample = sample_per_class(source, number, seed=2)
+    assert np.bincount(sample.labels).tolist() == [min(number, count) for count in counts]
+    assert sample.indices.tolist() == sorted(set(sample.indices))
+    larger = sample_per_class(source, number + 1, seed=2)
+    assert set(sample.indices) <= set(larger.indices)
+
+
+def test_another_seed_draws_others_and_no_image_is_none_of_any_class():
+    source = ArraySource(np.zeros((40, 2, 2), np.uint8), np.repeat([0, 1], 20))
+    drawn = {tuple(sample_per_class(source, 5, seed).indices) for seed in range(4)}
+    assert len(drawn) == 4
+    with pytest.raises(ValueError, match="number"):
+        sample_per_class(source, 0)
 
 
 def test_a_subset_refuses_what_the_source_does_not_have():

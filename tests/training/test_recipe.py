@@ -66,6 +66,7 @@ def test_keywords_are_added_key_by_key():
         (("--sampling-rate", "0"), r"sampling_rate must be in \(0, 1\]; got 0"),
         (("--sampling-rate", "0.5", "--loss", "cross_entropy"), "needs a loss on cosines"),
         (("--patience", "0"), "patience must be positive"),
+        (("--images-per-class", "0"), "images_per_class must be positive or none; got 0"),
         (("--label-smoothing", "0.1"), "need loss='cross_entropy'"),
         (("--augment", "images", "--augmentation", "mixup=0.2"), "need loss='cross_entropy'"),
         (("--loss", "triplet"), "loss must be one of arcface"),

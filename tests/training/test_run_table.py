@@ -112,6 +112,9 @@ def test_a_reduced_row_compares_something_in_less_time(table, name):
     )
     assert reduced.precision == "mixed_bfloat16" and reduced.model == full.model
     pixels = [recipe.epochs * recipe.image_size**2 for recipe in (reduced, full)]
+    if reduced.ema_momentum is not None and reduced.images_per_class is not None:
+        steps = reduced.epochs * 10 * reduced.images_per_class / reduced.batch_size
+        assert reduced.ema_momentum**steps < 1e-3  # else the average is of the initial weights
     # The table on 306 identities was made for a CPU.
     assert pixels[0] < pixels[1] or table == "facerec_306"
     # A schedule that only warms up would compare nothing.
@@ -121,19 +124,25 @@ def test_a_reduced_row_compares_something_in_less_time(table, name):
 
 
 @once
-def test_pretrained_weights_stand_in_a_trunk_that_gives_the_maps_of_the_other_rows(monkeypatch):
+@pytest.mark.parametrize(("arguments", "side"), [([], 32), (["--reduced"], 16)])
+def test_pretrained_weights_stand_in_a_trunk_that_gives_the_maps_of_the_other_rows(
+    arguments, side, monkeypatch
+):
     import keras_hybrid as kh
     from keras_hybrid.applications.imagenet import ImageNetWeights
 
     loaded = []
     monkeypatch.setattr(ImageNetWeights, "load", lambda self, model: loaded.append(self.network))
-    recipe = row_recipe(TABLES["resnet_fct"], "resnet50_fct_pretrained", options(), seed=0)
+    given = options(*arguments)
+    assert row_recipe(TABLES["resnet_fct"], "resnet50_fct", given, seed=0).image_size == side
+    recipe = row_recipe(TABLES["resnet_fct"], "resnet50_fct_pretrained", given, seed=0)
+    assert recipe.augmentation == {"crop_padding": recipe.image_size // 8, "flip_vertical": True}
     shape = (recipe.image_size, recipe.image_size, 3)
     model = kh.create_model(recipe.model, input_shape=shape, **recipe.model_arguments)
     assert loaded == ["ResNet50"]
-    # A CIFAR stem keeps 32×32; the modules halve what the first three stages give.
+    # A CIFAR stem keeps the images' size; the modules halve what the first three stages give.
     sizes = [model.get_layer(f"fct{i}").output.shape[1] for i in range(3)]
-    assert sizes == [32 // 2, 32 // 4, 32 // 8]
+    assert sizes == [side // 2, side // 4, side // 8]
 
 
 def test_published_figures_belong_to_rows_and_are_percent():
@@ -176,7 +185,13 @@ def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monke
     assert run_table.main([*command, "--rows", "softmax"]) == 0
     assert run_table.main([*command, "--seeds", "0", "1"]) == 0
     assert run_table.main([*command, "--seeds", "0", "1"]) == 0
-    assert capsys.readouterr().out.count("facerec_small: ") == 4  # what a run begins with
+    fewer = ["--rows", "softmax", "--images-per-class", "4", "--test-images-per-class", "1"]
+    fewer += ["--out", str(tmp_path / "fewer")]
+    assert run_table.main([*command, *fewer]) == 0
+    assert run_table.main([*command, *fewer]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("facerec_small: ") == 5  # what a run begins with
+    assert "16 training and 4 test images" in printed
     with table.open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [(row["model"], row["seed"]) for row in found] == [
@@ -184,7 +199,10 @@ def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monke
         ("cosface", "0"),
         ("cosface", "1"),
         ("softmax", "1"),
+        ("softmax", "0"),
     ]
+    assert [row["images"] for row in found] == ["32"] * 4 + ["16"]
+    assert [row["images_per_class"] for row in found] == [""] * 4 + ["4"]
     for row in found:
         assert 0 <= float(row["lfw"]) <= 1 and float(row["parameters"]) > 0
         assert row["epochs"] == "1" and row["backend"] == keras.backend.backend()
