@@ -4,13 +4,12 @@ r"""How fast ``model.fit`` trains, beside the same architecture in PyTorch.
     python benchmarks/fit.py --models vit_p8s8 --batch 256 --backend jax --device cuda \
         --precision mixed_bfloat16 --compile --peak-tflops 989
 
-Peers are the models of ``peers.py``, of which timm's need ``pip install timm``. First the zoo's
-model takes the peer's weights, and both must put out the same. Then the zoo's model, the peer and,
-with ``--compile``, the peer under ``torch.compile`` are measured in turn, every time in a fresh
-process. All train with AdamW and cross-entropy on logits, with the same constants, on the same
-bytes, with the stochastic depth and dropout that the model has. In ``mixed_bfloat16`` the peer runs
-under ``torch.autocast``. One row a model and precision is added to the CSV file, with medians over
-the processes:
+Peers are the models of ``peers.py``. First the zoo's model takes the peer's weights, and both must
+put out the same. Then the zoo's model, the peer and, with ``--compile``, the peer under
+``torch.compile`` are measured in turn, every time in a fresh process. All train with AdamW and
+cross-entropy on logits, with the same constants, on the same bytes, with the stochastic depth and
+dropout that the model has. In ``mixed_bfloat16`` the peer runs under ``torch.autocast``. One row a
+model and precision is added to the CSV file, with medians over the processes:
 
 - ``ratio``: images a second of ``fit`` from memory over those of the peer, whose images are in
   memory, too; ``compiled_ratio`` likewise.

@@ -3,13 +3,14 @@
 Written from the papers and in idiomatic PyTorch, in its layout (batch, channels, height, width),
 with ``scaled_dot_product_attention`` and PyTorch's own layers. Parameters have the names that the
 authors' code gives them, so that ``keras_hybrid.convert`` takes a peer's weights: before anything
-is timed, both models must put out the same numbers. Where timm has the model, the peer is timm's.
+is timed, both models must put out the same numbers.
 
 A peer takes the images as the zoo's model does, but channels first: (batch, 3, height, width) in
 [0, 255], normalised inside; it returns logits (batch, classes).
 """
 
 import itertools
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -328,6 +329,118 @@ class FaceTransformer(nn.Module):
         return self.loss(self.mlp_head(x[:, 0]))
 
 
+# --- Swin -----------------------------------------------------------------------------------------
+
+
+def windows(x, side: int):
+    """(batch, height, width, channels) → (batch · windows, side², channels)."""
+    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+class SwinAttention(nn.Module):
+    """Attention within windows of a shifted map, with a bias for each relative position."""
+
+    def __init__(self, dim: int, heads: int, size: int, window: int, is_shifted: bool):
+        super().__init__()
+        self.heads, self.side = heads, min(size, window)
+        self.shift = window // 2 if is_shifted and size > window else 0
+        side = self.side
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        table = 0.02 * torch.randn((2 * side - 1) ** 2, heads)
+        self.relative_position_bias_table = nn.Parameter(table)
+        row, column = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+        index = (row[:, None] - row + side - 1) * (2 * side - 1) + column[:, None] - column
+        self.register_buffer("index", index + side - 1, persistent=False)
+        mask = None
+        if self.shift:
+            # The map's parts that the shift brings together, numbered along each axis.
+            part = torch.zeros(size)
+            part[-side:], part[-self.shift :] = 1, 2
+            part = windows((3 * part[:, None] + part)[None, :, :, None], side).squeeze(-1)
+            mask = torch.where(part[:, :, None] == part[:, None], 0.0, -100.0).unsqueeze(1)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x):
+        batch, size, side = len(x), x.shape[1], self.side
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        qkv = self.qkv(windows(x, side)).chunk(3, -1)
+        bias = self.relative_position_bias_table[self.index].permute(2, 0, 1).unsqueeze(0)
+        if self.shift:
+            bias = (bias + self.mask).repeat(batch, 1, 1, 1)
+        x = self.proj(attend(*qkv, self.heads, attn_mask=bias.to(qkv[0].dtype)))
+        x = x.unflatten(0, (batch, size // side, size // side)).unflatten(3, (side, side))
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return x.roll((self.shift, self.shift), (1, 2)) if self.shift else x
+
+
+class SwinBlock(nn.Module):
+    """A pre-norm encoder block on a map."""
+
+    def __init__(self, dim: int, attention: SwinAttention, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential()
+        self.mlp.fc1 = nn.Linear(dim, 4 * dim)
+        self.mlp.act = nn.GELU()
+        self.mlp.fc2 = nn.Linear(4 * dim, dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x):
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class SwinMerging(nn.Module):
+    """2 × 2 neighbours side by side, normalised, projected to twice the channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x):
+        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], dim=-1)
+        return self.reduction(self.norm(x))
+
+
+class Swin(nn.Module):
+    """Swin-T (Liu et al. 2021)."""
+
+    def __init__(self, size: int, classes: int, patch: int = 4, window: int = 7):
+        super().__init__()
+        dim, depths, heads = 96, (2, 2, 6, 2), (3, 6, 12, 24)
+        self.patch_embed = nn.Sequential()
+        self.patch_embed.proj = nn.Conv2d(3, dim, patch, patch)
+        self.patch_embed.norm = nn.LayerNorm(dim)
+        self.layers = nn.ModuleList()
+        drop_path = iter(rates(0.2, sum(depths)))
+        size //= patch
+        for stage, depth in enumerate(depths):
+            layer = nn.Sequential()
+            if stage:
+                layer.downsample = SwinMerging(dim)
+                dim, size = 2 * dim, size // 2
+            layer.blocks = nn.Sequential()
+            for i in range(depth):
+                attention = SwinAttention(dim, heads[stage], size, window, i % 2 == 1)
+                layer.blocks.append(SwinBlock(dim, attention, next(drop_path)))
+            self.layers.append(layer)
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Sequential()
+        self.head.fc = nn.Linear(dim, classes)
+
+    def forward(self, x):
+        x = self.patch_embed.norm(self.patch_embed.proj(x).permute(0, 2, 3, 1))
+        for layer in self.layers:
+            x = layer(x)
+        return self.head.fc(self.norm(x).mean((1, 2)))
+
+
 # --- FaceRec-small --------------------------------------------------------------------------------
 
 
@@ -457,16 +570,6 @@ class Normalized(nn.Module):
         return self.network((x.float() - self.mean) / self.std)
 
 
-def _timm(name: str, **arguments):
-    def build(size: int, classes: int) -> nn.Module:
-        import timm
-
-        return timm.create_model(name, img_size=size, num_classes=classes, **arguments)
-
-    return build
-
-
-_SWIN, _VIT = "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"
 _HALF = ((127.5,) * 3, (127.5,) * 3)
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
@@ -477,13 +580,8 @@ PEERS = {
     "cvt_13": (CvT, _IMAGENET, "own PyTorch"),
     "cvt_13_32": (CvT, _IMAGENET, "own PyTorch"),
     "vit_p8s8": (FaceTransformer, ((0.0,) * 3, (1.0,) * 3), "own PyTorch"),
-    "vit_ti16": (_timm(_VIT), _HALF, "timm"),
-    "swin_tiny": (_timm(_SWIN, drop_path_rate=0.2), _IMAGENET, "timm"),
-    "swin_tiny_32": (
-        _timm(_SWIN, patch_size=2, window_size=4, drop_path_rate=0.2),
-        _IMAGENET,
-        "timm",
-    ),
+    "swin_tiny": (Swin, _IMAGENET, "own PyTorch"),
+    "swin_tiny_32": (partial(Swin, patch=2, window=4), _IMAGENET, "own PyTorch"),
 }
 
 

@@ -22,13 +22,10 @@ ROWS = list(csv.DictReader((fit.ROOT / "benchmarks/results/fit.csv").open(newlin
         ("cct_7_3x1", 16),
         ("cvt_13_32", 32),
         ("vit_p8s8", 16),
-        ("vit_ti16", 32),
         ("swin_tiny_32", 32),
     ],
 )
 def test_a_peer_computes_what_the_zoo_does(name, size):
-    if name in ("vit_ti16", "swin_tiny_32"):
-        pytest.importorskip("timm", reason="the peer is timm's")
     fit.check_outputs(name, argparse.Namespace(size=size))
 
 
