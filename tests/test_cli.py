@@ -828,3 +828,30 @@ def test_shard_writes_what_opens_as_the_folder_does(capsys, tmp_path):
     assert "must be new or empty; it holds images-00000-of-00002.array_record" in again
     wrong = failure(capsys, "shard", "faces", "out", "--quality", 101, status=2)
     assert "--quality must be in [1, 100], got 101" in wrong
+
+
+def test_shard_reads_the_columns_it_is_given_and_writes_aligned_faces(capsys, tmp_path):
+    pytest.importorskip("array_record", reason="array-record is not installed")
+    image = pytest.importorskip("PIL.Image")
+    face = kh.data.face_template(112)
+    points = ",".join(f"{axis}{i}" for i in range(5) for axis in "xy")
+    lines = [f"name,who,{points}"]
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (150, 140, 3), "uint8")
+        image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'ab'[i % 2]},{','.join(map(str, (face + 10 + i).ravel()))}")
+    table = tmp_path / "faces.csv"
+    table.write_text("\n".join(lines))
+    columns = ("--file-column", "name", "--label-column", "who")
+    options = (*columns, "--align", "--image-size", 32)
+    status, out, _ = run(capsys, "shard", table, tmp_path / "out", *options)
+    assert status == 0 and "landmarks" in out
+    found = kh.data.open_source(tmp_path / "out")
+    expected = kh.data.open_source(
+        table, align=True, image_size=32, file_column="name", label_column="who"
+    )
+    assert found.class_names == ["a", "b"] and found.read(0).shape == (32, 32, 3)
+    for i in range(4):
+        np.testing.assert_array_equal(found.read(i), expected.read(i))
+    np.testing.assert_allclose(found.landmarks, expected.landmarks)
+    assert "'name'" in failure(capsys, "shard", table, tmp_path / "b", "--file-column", "none")

@@ -263,6 +263,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--images", metavar="ZIP", help="for a .csv: the folder or .zip of its files"
     )
     command.add_argument("--split", help="the part of the data to write, such as `train`")
+    for kind in ("file", "label", "split"):
+        command.add_argument(
+            f"--{kind}-column", metavar="NAME", help=f"for a .csv (default: {kind})"
+        )
+    command.add_argument(
+        "--landmarks", metavar="CSV", help="for a .csv: the table of landmarks, if it is another"
+    )
+    command.add_argument(
+        "--align",
+        action="store_true",
+        help="write aligned crops of --image-size (default: 112) instead of the photographs, which "
+        "need landmarks",
+    )
     command.add_argument(
         "--shards", type=_whole_number, metavar="N", help="default: one for 10,000 images"
     )

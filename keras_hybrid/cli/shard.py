@@ -9,7 +9,15 @@ def run_shard(given: argparse.Namespace) -> None:
     """Write a data set's images into shards."""
     from keras_hybrid import data
 
-    source = data.open_source(given.source, split=given.split, images=given.images)
+    options = {
+        name: getattr(given, name)
+        for name in ("file_column", "label_column", "split_column", "landmarks")
+        if getattr(given, name) is not None
+    }
+    size = {"image_size": given.image_size} if given.align else {}
+    source = data.open_source(
+        given.source, split=given.split, images=given.images, align=given.align, **size, **options
+    )
     written = data.write_shards(
         source,
         given.out,

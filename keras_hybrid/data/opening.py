@@ -98,7 +98,15 @@ def open_source(
         has_records = any((path / f"{name}.rec").is_file() for name in {"train", split or "train"})
         source = RecordIOSource if has_records else FolderSource
         source = ShardSource if is_sharded(path / (split or "")) else source
-        return _build(source, text, None, images, options, splitting, path)
+        try:
+            return _build(source, text, None, images, options, splitting, path)
+        except ValueError:
+            if split is None and (parts := _sharded_parts(path)):
+                raise ValueError(
+                    f"{text} has shards in its folders {some(parts)}: choose one of them by "
+                    "`split`."
+                ) from None
+            raise
     if suffix == ".rec" or path.with_name(f"{path.name}.rec").is_file():
         return _build(RecordIOSource, text, split, images, options, {"split": None}, path)
     problem = "is a file of unknown type" if path.is_file() else "does not exist"
@@ -106,6 +114,10 @@ def open_source(
         f"{text!r} {problem}. Accepted: a folder or .zip with a folder per identity, a .csv, an "
         ".npz, a .rec, 'tfds:NAME', 'synthetic:IDENTITIESxIMAGES' or a tuple (images, labels)."
     )
+
+
+def _sharded_parts(path: Path) -> list[str]:
+    return sorted(part.name for part in path.iterdir() if part.is_dir() and is_sharded(part))
 
 
 def _build(maker, spec, split, images, options, keywords, *arguments, **more) -> ImageSource:

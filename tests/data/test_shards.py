@@ -185,6 +185,17 @@ def shards(people, tmp_path):
     return tmp_path / "shards"
 
 
+def test_shards_in_the_folders_of_splits_ask_for_one(people, tmp_path):
+    for split in ("train", "test"):
+        write_shards(FolderSource(people), tmp_path / "faces" / split)
+    with pytest.raises(ValueError, match="in its folders test, train: choose one of them by"):
+        open_source(tmp_path / "faces")
+    assert len(open_source(tmp_path / "faces", split="test")) == 7
+    (tmp_path / "empty" / "ann").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no image"):
+        open_source(tmp_path / "empty")
+
+
 def test_missing_cut_off_and_damaged_files_are_refused(shards):
     path = shards / "images-00001-of-00003.array_record"
     whole = path.read_bytes()
