@@ -15,11 +15,12 @@ from keras_hybrid.data.alignment import (
 )
 from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
+from keras_hybrid.data.batches import Batches
 from keras_hybrid.data.bin_pairs import read_bin
 from keras_hybrid.data.files import UnreadableImageError
 from keras_hybrid.data.landmarks import normalize_landmarks, read_landmarks
 from keras_hybrid.data.layer_augmentation import LayerAugmentation, image_augmentation
-from keras_hybrid.data.loading import Batches, LoadedImages, load_arrays
+from keras_hybrid.data.loading import LoadedImages, load_arrays
 from keras_hybrid.data.opening import open_source
 from keras_hybrid.data.pairs import PairList, make_pairs, read_lfw_pairs
 from keras_hybrid.data.pillow_augmentation import RandAugment, RandomResizedCrop
