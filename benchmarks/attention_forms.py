@@ -23,8 +23,10 @@ Comparisons:
 - ``cvt_13_32/train``, ``atc_3/train``: a training step in mixed bfloat16. The other form thins out
   keys and values by the stride of their depthwise convolution, as the zoo does everywhere else: on
   a CPU its gradient in bfloat16 is slow.
-- ``biased_attention/inference``: multi-head attention of 196 tokens with an additive bias. The
-  other form is ``keras.ops.dot_product_attention``.
+- ``attention/train``, ``biased_attention/inference``: multi-head attention of 196 tokens; without a
+  bias in training, with one in inference. The zoo chooses ``keras.ops.dot_product_attention`` where
+  the backend has a fused kernel that pays, two matrix products elsewhere; the other form is the one
+  that it did not choose.
 """
 
 import argparse
@@ -103,7 +105,7 @@ def _projection_training(name: str, strided: bool, batch: int, size: int):
     from keras_hybrid.layers import convolutional_projection
 
     if strided:
-        convolutional_projection._on_cpu = lambda x: False
+        convolutional_projection.on_cpu = lambda x: False
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = kh.create_model(name)
@@ -212,26 +214,30 @@ def _zoo_model(name: str, batch: int, size: int):
     return run, None
 
 
-def _biased(fused: bool, batch: int, size: int):
+def _attention(other: bool, train: bool, batch: int, size: int):
     import keras
     import numpy as np
     from keras import ops
 
     import keras_hybrid as kh
+    from keras_hybrid.layers import dot_product
 
-    class Fused(kh.layers.MultiHeadSelfAttention):
-        """The same attention through Keras's own function."""
-
-        def call(self, inputs, attention_bias=None, training=None):
-            shape = (-1, inputs.shape[1], self.num_heads, self._head_dim)
-            query, key, value = (ops.reshape(x, shape) for x in self._query_key_value(inputs))
-            x = ops.dot_product_attention(query, key, value, bias=attention_bias, scale=self._scale)
-            return self.projection(ops.reshape(x, (-1, inputs.shape[1], inputs.shape[2])))
-
+    if other:
+        chosen = dot_product._has_fused_kernel
+        dot_product._has_fused_kernel = lambda query, bias: not chosen(query, bias)
     tokens = (size // 16) ** 2
     image = keras.Input((tokens, 384))
+    layer = kh.layers.MultiHeadSelfAttention(6)
+    if train:
+        model = keras.Model(image, layer(image))
+        x = np.random.default_rng(0).normal(size=(batch, tokens, 384)).astype("float32")
+        keras.utils.set_random_seed(0)
+        for variable in model.trainable_variables:
+            variable.assign(keras.random.normal(variable.shape, stddev=0.1))
+        first = ops.convert_to_numpy(model(x))
+        model.compile("sgd", "mse")
+        return lambda: model.train_on_batch(x, x), first
     bias = np.random.default_rng(2).normal(size=(1, 6, tokens, tokens)).astype("float32")
-    layer = (Fused if fused else kh.layers.MultiHeadSelfAttention)(6)
     model = keras.Model(image, layer(image, attention_bias=ops.convert_to_tensor(bias)))
     return _inference(model, (batch, tokens, 384))
 
@@ -276,14 +282,17 @@ COMPARISONS = {
         4,
         224,
     ),
-    "biased_attention/inference": (
-        functools.partial(_biased, False),
-        functools.partial(_biased, True),
-        "two matrix products",
-        "keras.ops.dot_product_attention",
-        16,
-        224,
-    ),
+    **{
+        name: (
+            functools.partial(_attention, False, train),
+            functools.partial(_attention, True, train),
+            "as chosen for the backend",
+            "a fused kernel where two products were chosen, and the reverse",
+            16,
+            224,
+        )
+        for name, train in (("attention/train", True), ("biased_attention/inference", False))
+    },
 }
 
 IN_BFLOAT16 = ("cvt_13_32/train", "atc_3/train")

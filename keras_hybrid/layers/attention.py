@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_hybrid.layers.dot_product import attend, attention_map
+
 __all__ = ["MultiHeadSelfAttention"]
 
 
@@ -111,27 +113,17 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     def _query_key_value(self, inputs):
         return ops.split(self.qkv(inputs), 3, axis=-1)
 
-    def _scores_and_values(self, inputs, attention_bias):
-        tokens = inputs.shape[1]
+    def _heads(self, inputs):
+        """Return queries, keys and values, each of shape (batch, tokens, num_heads, head_dim)."""
+        shape = (-1, inputs.shape[1], self.num_heads, self._head_dim)
+        return [ops.reshape(x, shape) for x in self._query_key_value(inputs)]
 
-        def split_heads(x):
-            x = ops.reshape(x, (-1, tokens, self.num_heads, self._head_dim))
-            return ops.transpose(x, (0, 2, 1, 3))
+    def _scores(self, query, key, attention_bias):
+        return attention_map(query, key, self._scale, attention_bias)
 
-        query, key, value = (split_heads(x) for x in self._query_key_value(inputs))
-        # Scaling the query costs tokens x width, scaling the logits tokens x tokens.
-        logits = ops.matmul(query * self._scale, ops.transpose(key, (0, 1, 3, 2)))
-        if attention_bias is not None:
-            bias = ops.cast(attention_bias, logits.dtype)
-            groups = bias.shape[0] if len(bias.shape) == 4 else 1
-            if groups not in (None, 1, inputs.shape[0]):
-                # A group's members stand beside the heads for as long as the sum takes.
-                logits = ops.reshape(logits, (-1, groups * self.num_heads, tokens, tokens))
-                logits = logits + ops.reshape(bias, (1, -1, tokens, tokens))
-                logits = ops.reshape(logits, (-1, self.num_heads, tokens, tokens))
-            else:
-                logits = logits + bias
-        return ops.softmax(logits, axis=-1), value
+    def _attend(self, query, key, value, attention_bias, training):
+        dropout = self.attention_dropout_layer
+        return attend(query, key, value, self._scale, attention_bias, dropout, training)
 
     def attention_scores(self, inputs, attention_bias=None):
         """Return the attention map, shape (batch, num_heads, queries, keys), each row summing to 1.
@@ -140,12 +132,11 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             inputs: Tokens, shape (batch, tokens, channels).
             attention_bias: Optional logits, as in the call.
         """
-        return self._scores_and_values(inputs, attention_bias)[0]
+        query, key, _ = self._heads(inputs)
+        return self._scores(query, key, attention_bias)
 
     def call(self, inputs, attention_bias=None, training=None):
-        scores, value = self._scores_and_values(inputs, attention_bias)
-        scores = self.attention_dropout_layer(scores, training=training)
-        x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+        x = self._attend(*self._heads(inputs), attention_bias, training)
         x = ops.reshape(x, (-1, inputs.shape[1], self.num_heads * self._head_dim))
         return self.dropout_layer(self.projection(x), training=training)
 

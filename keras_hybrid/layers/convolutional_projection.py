@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_hybrid.layers.dot_product import attend, attention_map, on_cpu
+
 __all__ = ["ConvolutionalProjection", "ConvolutionalProjectionAttention"]
 
 
@@ -96,7 +98,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         There, on PyTorch and TensorFlow, oneDNN's gradient of a depthwise convolution with a stride
         takes tens of times as long as of one without (``benchmarks/attention_forms.py``).
         """
-        return self.strides > 1 and self.compute_dtype == "bfloat16" and _on_cpu(x)
+        return self.strides > 1 and self.compute_dtype == "bfloat16" and on_cpu(x)
 
     def _thinned(self, x):
         """Return the convolution without its stride, thinned out: the same numbers."""
@@ -139,12 +141,6 @@ class ConvolutionalProjection(keras.layers.Layer):
             "use_bias": self.use_bias,
             "shortcut": self.shortcut,
         }
-
-
-def _on_cpu(x) -> bool:
-    if keras.backend.backend() == "torch":
-        return x.device.type == "cpu"
-    return all(device.lower().startswith("cpu") for device in keras.distribution.list_devices())
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
@@ -243,10 +239,11 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
         )
         self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def _split_heads(self, x):
+    def _heads(self, projection, inputs, training):
+        """Return queries, keys or values, shape (batch, tokens, num_heads, width of a head)."""
+        x = projection(inputs, training=training)
         _, tokens, channels = x.shape
-        x = ops.reshape(x, (-1, tokens, self.num_heads, channels // self.num_heads))
-        return ops.transpose(x, (0, 2, 1, 3))
+        return ops.reshape(x, (-1, tokens, self.num_heads, channels // self.num_heads))
 
     def attention_scores(self, inputs, training=None):
         """Return the attention map, shape (batch, num_heads, queries, keys), each row summing to 1.
@@ -255,15 +252,15 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
             inputs: Tokens, as in the call.
             training: Whether the batch normalisations use the batch's statistics.
         """
-        query = self._split_heads(self.query(inputs, training=training) * self._scale)
-        key = self._split_heads(self.key(inputs, training=training))
-        return ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), axis=-1)
+        query, key = (self._heads(x, inputs, training) for x in (self.query, self.key))
+        return attention_map(query, key, self._scale)
 
     def call(self, inputs, training=None):
-        scores = self.attention_scores(inputs, training=training)
-        scores = self.attention_dropout_layer(scores, training=training)
-        value = self._split_heads(self.value(inputs, training=training))
-        x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+        query, key, value = (
+            self._heads(x, inputs, training) for x in (self.query, self.key, self.value)
+        )
+        dropout = self.attention_dropout_layer
+        x = attend(query, key, value, self._scale, dropout=dropout, training=training)
         x = self.projection(ops.reshape(x, (-1, *inputs.shape[1:])))
         return self.dropout_layer(x, training=training)
 

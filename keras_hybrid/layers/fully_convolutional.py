@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_hybrid.layers.dot_product import attend, attention_map
+
 __all__ = ["FullyConvolutionalTransformer"]
 
 NORMALIZATIONS = ("batch", "layer")
@@ -172,14 +174,13 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
         return layer
 
     def _heads(self, inputs, index, training):
-        """Return queries (0), keys (1) or values (2), shape (batch, heads, tokens, head_dim)."""
+        """Return queries (0), keys (1) or values (2), shape (batch, tokens, heads, head_dim)."""
         x = self.norms[index](self.depthwise[index](inputs), training=training)
         _, height, width, channels = x.shape
         x = ops.reshape(x, (-1, height * width, channels))
         if self.linear:
             x = self.dense[index](x)
-        x = ops.reshape(x, (-1, height * width, self.num_heads, self._head_dim))
-        return ops.transpose(x, (0, 2, 1, 3))
+        return ops.reshape(x, (-1, height * width, self.num_heads, self._head_dim))
 
     def attention_scores(self, inputs, training=False):
         """Return the attention map, shape (batch, num_heads, queries, keys), each row summing to 1.
@@ -188,17 +189,14 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
             inputs: Map, as in the call; cells are numbered row by row.
             training: Whether batch normalisation takes the batch's own statistics.
         """
-        query = self._heads(inputs, 0, training) * self._head_dim**-0.5
-        key = self._heads(inputs, 1, training)
-        return ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), axis=-1)
+        query, key = (self._heads(inputs, index, training) for index in (0, 1))
+        return attention_map(query, key, self._head_dim**-0.5)
 
     def call(self, inputs, training=False):
         _, height, width, channels = inputs.shape
-        scores = self.attention_dropout_layer(
-            self.attention_scores(inputs, training), training=training
-        )
-        x = ops.matmul(scores, self._heads(inputs, 2, training))
-        x = ops.transpose(x, (0, 2, 1, 3))
+        query, key, value = (self._heads(inputs, index, training) for index in range(3))
+        dropout, scale = self.attention_dropout_layer, self._head_dim**-0.5
+        x = attend(query, key, value, scale, dropout=dropout, training=training)
         x = ops.reshape(x, (-1, height * width, self.num_heads * self._head_dim))
         if self.linear:
             x = self.output_dense(x)

@@ -434,7 +434,7 @@ def test_a_stride_in_bfloat16_is_trained_as_without_its_faster_path(strides, mon
     layer.norm.trainable = False  # JAX could not update its statistics under a gradient of ours
     found = {}
     for on_cpu in (True, False):
-        monkeypatch.setattr(convolutional_projection, "_on_cpu", lambda x, here=on_cpu: here)
+        monkeypatch.setattr(convolutional_projection, "on_cpu", lambda x, here=on_cpu: here)
         found[on_cpu] = value_and_gradient(
             lambda x: ops.cast(layer(x, training=True), "float32") ** 2, x
         )
