@@ -35,7 +35,6 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
-from keras_hybrid.layers.dot_product import weighted_values
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 from keras_hybrid.layers.tokens import ClassToken
 
@@ -151,15 +150,12 @@ class GatedPositionalSelfAttention(MultiHeadSelfAttention):
         logits = ops.reshape(logits, (1, tokens, tokens, self.num_heads))
         return ops.softmax(ops.transpose(logits, (0, 3, 1, 2)), axis=-1)
 
-    def _scores(self, query, key, attention_bias):
-        content = super()._scores(query, key, attention_bias)
-        gate = ops.reshape(ops.sigmoid(ops.cast(self.gate, content.dtype)), (1, -1, 1, 1))
-        position = ops.cast(self.position_scores(), content.dtype)
-        return (1.0 - gate) * content + gate * position
+    def _mix(self):
+        def gated(content, gate, position):
+            gate = ops.reshape(ops.sigmoid(ops.cast(gate, content.dtype)), (1, -1, 1, 1))
+            return (1.0 - gate) * content + gate * ops.cast(position, content.dtype)
 
-    def _attend(self, query, key, value, attention_bias, training):
-        scores = self._scores(query, key, attention_bias)
-        return weighted_values(self.attention_dropout_layer(scores, training=training), value)
+        return gated, (ops.convert_to_tensor(self.gate), self.position_scores())
 
     def get_config(self):
         return {

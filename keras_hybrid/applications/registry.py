@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -116,19 +116,38 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_INFOS, pattern))
 
 
-def create_model(name: str, /, **kwargs: Any) -> keras.Model:
+def create_model(name: str, /, *, remat: bool = False, **kwargs: Any) -> keras.Model:
     """Build a registered model.
 
     Args:
         name: A name from ``list_models()``.
+        remat: Whether training computes attention maps again in the backward pass instead of
+            keeping them (``remat`` of the attention layers): for many tokens and deep models, less
+            memory for more time. The numbers are the same.
         **kwargs: Passed to the builder: ``classes``, ``input_shape``, any architectural keyword,
             or another ``name`` for the model.
 
     Raises:
-        ValueError: If no model has that name; the message suggests the nearest ones.
+        ValueError: If no model has that name; the message suggests the nearest ones. If ``remat``
+            is asked of a model without a layer that has it.
     """
     _check(name)
-    return _BUILDERS[name](**kwargs)
+    model = _BUILDERS[name](**kwargs)
+    if remat:
+        attentions = list(_with_remat(model))
+        if not attentions:
+            raise ValueError(f"remat=True: {name!r} has no attention whose map could be left out.")
+        for layer in attentions:
+            layer.remat = True
+    return model
+
+
+def _with_remat(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _with_remat(layer)
+        elif hasattr(layer, "remat"):
+            yield layer
 
 
 def model_info(name: str) -> ModelInfo:

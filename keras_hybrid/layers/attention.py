@@ -30,6 +30,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             0.02, the vision transformers' own.
         output_dim: Width of the output. ``None``: that of the input.
         bias_initializer: For both biases.
+        remat: Whether training computes the attention map again in the backward pass instead of
+            keeping it, which saves memory of (batch, num_heads, tokens, tokens) for its time.
 
     Call arguments:
         inputs: Tokens, shape (batch, tokens, channels).
@@ -56,6 +58,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         kernel_initializer=None,
         output_dim: int | None = None,
         bias_initializer="zeros",
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -73,6 +76,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             kernel_initializer or keras.initializers.TruncatedNormal(stddev=0.02)
         )
         self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.remat = remat
 
     def build(self, inputs_shape, attention_bias_shape=None):
         channels = inputs_shape[-1]
@@ -118,13 +122,6 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         shape = (-1, inputs.shape[1], self.num_heads, self._head_dim)
         return [ops.reshape(x, shape) for x in self._query_key_value(inputs)]
 
-    def _scores(self, query, key, attention_bias):
-        return attention_map(query, key, self._scale, attention_bias)
-
-    def _attend(self, query, key, value, attention_bias, training):
-        dropout = self.attention_dropout_layer
-        return attend(query, key, value, self._scale, attention_bias, dropout, training)
-
     def attention_scores(self, inputs, attention_bias=None):
         """Return the attention map, shape (batch, num_heads, queries, keys), each row summing to 1.
 
@@ -133,10 +130,24 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             attention_bias: Optional logits, as in the call.
         """
         query, key, _ = self._heads(inputs)
-        return self._scores(query, key, attention_bias)
+        scores = attention_map(query, key, self._scale, attention_bias)
+        mix = self._mix()
+        return scores if mix is None else mix[0](scores, *mix[1])
+
+    def _mix(self):
+        """What else a subclass makes the map of; see ``attend``."""
+        return None
 
     def call(self, inputs, attention_bias=None, training=None):
-        x = self._attend(*self._heads(inputs), attention_bias, training)
+        x = attend(
+            *self._heads(inputs),
+            self._scale,
+            attention_bias,
+            self.attention_dropout_layer,
+            training,
+            self.remat,
+            self._mix(),
+        )
         x = ops.reshape(x, (-1, inputs.shape[1], self.num_heads * self._head_dim))
         return self.dropout_layer(self.projection(x), training=training)
 
@@ -156,4 +167,5 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "remat": self.remat,
         }

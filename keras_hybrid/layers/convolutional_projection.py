@@ -161,6 +161,8 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
         scale: Factor on QKᵀ. ``None``: channels^-0.5, the whole width's, as in CvT's code.
         attention_dropout: Rate on the attention map, in [0, 1).
         dropout: Rate on the output, in [0, 1).
+        remat: Whether training computes the attention map again in the backward pass instead of
+            keeping it, which saves memory of (batch, num_heads, queries, keys) for its time.
 
     Call arguments:
         inputs: Tokens, shape (batch, [1 +] height · width, channels).
@@ -185,6 +187,7 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
         scale: float | None = None,
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -200,6 +203,7 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
         self.scale = scale
         self.attention_dropout = attention_dropout
         self.dropout = dropout
+        self.remat = remat
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -260,7 +264,7 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
             self._heads(x, inputs, training) for x in (self.query, self.key, self.value)
         )
         dropout = self.attention_dropout_layer
-        x = attend(query, key, value, self._scale, dropout=dropout, training=training)
+        x = attend(query, key, value, self._scale, None, dropout, training, self.remat)
         x = self.projection(ops.reshape(x, (-1, *inputs.shape[1:])))
         return self.dropout_layer(x, training=training)
 
@@ -280,4 +284,5 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
             "scale": self.scale,
             "attention_dropout": self.attention_dropout,
             "dropout": self.dropout,
+            "remat": self.remat,
         }

@@ -3,14 +3,14 @@
 import keras
 from keras import ops
 
-__all__ = ["attend", "attention_map", "on_cpu", "weighted_values"]
+__all__ = ["attend", "attention_map", "on_cpu"]
 
 
-def attend(query, key, value, scale, bias=None, dropout=None, training=None):
+def attend(query, key, value, scale, bias=None, dropout=None, training=None, remat=False, mix=None):
     """Return ``softmax(scale · QKᵀ + bias) V`` of every head.
 
     Where the backend has a fused kernel that pays, the map is never written to memory
-    (``keras.ops.dot_product_attention``); dropout of the map needs the map.
+    (``keras.ops.dot_product_attention``). Dropout of the map, and what mixes it, need the map.
 
     Args:
         query: Shape (batch, queries, heads, width).
@@ -20,17 +20,34 @@ def attend(query, key, value, scale, bias=None, dropout=None, training=None):
         bias: Optional logits; see :func:`attention_map`.
         dropout: Optional ``keras.layers.Dropout`` on the map.
         training: Whether it drops.
+        remat: Whether the gradient computes the map again instead of keeping it (``keras.remat``);
+            a map with dropped parts is kept.
+        mix: Optional (function, tensors): ``function(map, *tensors)`` takes the map's place.
 
     Returns:
         Tensor of shape (batch, queries, heads, width).
     """
     drops = dropout is not None and dropout.rate > 0 and training
-    if not drops and _has_fused_kernel(query, bias):
+    if not drops and mix is None and _has_fused_kernel(query, bias):
         if bias is not None:
             bias = ops.reshape(bias, (*(1,) * (4 - len(bias.shape)), *bias.shape))
         return ops.dot_product_attention(query, key, value, bias=bias, scale=scale)
-    scores = attention_map(query, key, scale, bias)
-    return weighted_values(scores if dropout is None else dropout(scores, training=training), value)
+    function, tensors = mix or (None, ())
+    logits = () if bias is None else (bias,)
+
+    # What has a gradient must come as an argument: TensorFlow's remat forgets what is captured.
+    def attended(query, key, value, *rest):
+        scores = attention_map(query, key, scale, *rest[: len(logits)])
+        if function is not None:
+            scores = function(scores, *rest[len(logits) :])
+        if drops:
+            scores = dropout(scores, training=training)
+        value = ops.transpose(value, (0, 2, 1, 3))
+        return ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+
+    if remat and not drops:  # what is drawn again would be other parts
+        attended = keras.remat(attended)
+    return attended(query, key, value, *logits, *tensors)
 
 
 def attention_map(query, key, scale, bias=None):
@@ -62,20 +79,6 @@ def attention_map(query, key, scale, bias=None):
             logits = logits + ops.reshape(bias, (1, -1, queries, keys))
             logits = ops.reshape(logits, (-1, heads, queries, keys))
     return ops.softmax(logits, axis=-1)
-
-
-def weighted_values(scores, value):
-    """Return the values' sums by the map's weights.
-
-    Args:
-        scores: Shape (batch, heads, queries, keys).
-        value: Shape (batch, keys, heads, width).
-
-    Returns:
-        Tensor of shape (batch, queries, heads, width).
-    """
-    value = ops.transpose(value, (0, 2, 1, 3))
-    return ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
 
 
 def on_cpu(x) -> bool:

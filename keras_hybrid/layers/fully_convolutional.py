@@ -41,6 +41,8 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
         projection_epsilon: Of the norms of queries, keys and values. ``None``: ``epsilon``.
         epsilon: Of the norm before the wide focus.
         kernel_initializer: Of all convolutions and linear layers.
+        remat: Whether training computes the attention map again in the backward pass instead of
+            keeping it, which saves memory of (batch, num_heads, queries, keys) for its time.
 
     Call arguments:
         inputs: Map, shape (batch, height, width, channels), height and width fixed.
@@ -67,6 +69,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
         projection_epsilon: float | None = 1e-3,
         epsilon: float = 1e-5,
         kernel_initializer="he_normal",
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -88,6 +91,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
         self.projection_epsilon = projection_epsilon
         self.epsilon = epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.remat = remat
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -196,7 +200,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
         _, height, width, channels = inputs.shape
         query, key, value = (self._heads(inputs, index, training) for index in range(3))
         dropout, scale = self.attention_dropout_layer, self._head_dim**-0.5
-        x = attend(query, key, value, scale, dropout=dropout, training=training)
+        x = attend(query, key, value, scale, None, dropout, training, self.remat)
         x = ops.reshape(x, (-1, height * width, self.num_heads * self._head_dim))
         if self.linear:
             x = self.output_dense(x)
@@ -230,4 +234,5 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
             "projection_epsilon": self.projection_epsilon,
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "remat": self.remat,
         }

@@ -85,6 +85,33 @@ def test_layers_take_the_fused_kernel_unless_they_drop_parts_of_the_map(
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(("rate", "has_bias"), [(0.0, False), (0.0, True), (0.5, True)], ids=str)
+def test_a_map_computed_again_gives_the_same_values_and_gradients(rate, has_bias, monkeypatch):
+    monkeypatch.setattr(dot_product, "_has_fused_kernel", lambda *_: False)
+    again = []
+    original = keras.remat
+    monkeypatch.setattr(keras, "remat", lambda function: again.append(1) or original(function))
+    x, weights = heads(), ops.convert_to_tensor(heads())
+    factor = ops.convert_to_tensor(RANDOM.normal(size=(HEADS, 1, 1)).astype("float32"))
+    found = {}
+    for remat in (True, False):
+        dropout = keras.layers.Dropout(rate, seed=3)
+
+        def function(x, remat=remat, dropout=dropout):
+            bias = ops.matmul(ops.transpose(x, (0, 2, 1, 3)), ops.ones((WIDTH, TOKENS)))
+            mix = (lambda scores, factor: scores * factor, (factor * ops.mean(x),))
+            y = dot_product.attend(
+                x, x, 2 * x, 0.7, bias if has_bias else None, dropout, True, remat, mix
+            )
+            return weights * y
+
+        found[remat] = value_and_gradient(function, x)
+    assert bool(again) == (rate == 0)  # a map with dropped parts is kept
+    for one, other in zip(found[True], found[False], strict=True):
+        assert np.abs(other).max() > 0.01
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_groups_have_logits_of_their_own_either_way(monkeypatch, calls):
     bias = RANDOM.normal(size=(3, HEADS, TOKENS, TOKENS)).astype("float32")
     query, key, value = (np.concatenate([heads(), heads()]) for _ in range(3))
