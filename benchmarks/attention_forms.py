@@ -27,6 +27,8 @@ Comparisons:
   bias in training, with one in inference. The zoo chooses ``keras.ops.dot_product_attention`` where
   the backend has a fused kernel that pays, two matrix products elsewhere; the other form is the one
   that it did not choose.
+- ``remat/train``: attention of 1,024 tokens in training, with its map computed again in the backward
+  pass; the other form keeps it. No fused kernel takes part.
 """
 
 import argparse
@@ -214,7 +216,7 @@ def _zoo_model(name: str, batch: int, size: int):
     return run, None
 
 
-def _attention(other: bool, train: bool, batch: int, size: int):
+def _attention(other: bool, train: bool, batch: int, size: int, remat: bool = False):
     import keras
     import numpy as np
     from keras import ops
@@ -227,7 +229,7 @@ def _attention(other: bool, train: bool, batch: int, size: int):
         dot_product._has_fused_kernel = lambda query, bias: not chosen(query, bias)
     tokens = (size // 16) ** 2
     image = keras.Input((tokens, 384))
-    layer = kh.layers.MultiHeadSelfAttention(6)
+    layer = kh.layers.MultiHeadSelfAttention(6, remat=remat)
     if train:
         model = keras.Model(image, layer(image))
         x = np.random.default_rng(0).normal(size=(batch, tokens, 384)).astype("float32")
@@ -240,6 +242,13 @@ def _attention(other: bool, train: bool, batch: int, size: int):
     bias = np.random.default_rng(2).normal(size=(1, 6, tokens, tokens)).astype("float32")
     model = keras.Model(image, layer(image, attention_bias=ops.convert_to_tensor(bias)))
     return _inference(model, (batch, tokens, 384))
+
+
+def _remat(again: bool, batch: int, size: int):
+    from keras_hybrid.layers import dot_product
+
+    dot_product._has_fused_kernel = lambda query, bias: False  # it has no map to keep
+    return _attention(False, True, batch, size, remat=again)
 
 
 # Name → (the zoo's form, the other form, what they are, batch, image size).
@@ -293,6 +302,14 @@ COMPARISONS = {
         )
         for name, train in (("attention/train", True), ("biased_attention/inference", False))
     },
+    "remat/train": (
+        functools.partial(_remat, True),
+        functools.partial(_remat, False),
+        "a map computed again",
+        "a map that is kept",
+        4,
+        512,
+    ),
 }
 
 IN_BFLOAT16 = ("cvt_13_32/train", "atc_3/train")
