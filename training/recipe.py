@@ -69,6 +69,9 @@ class Recipe:
         matrix_learning_rate: Peak rate of the matrices that "muon" orthogonalises the updates of;
             everything else has AdamW at ``learning_rate``.
         matrix_weight_decay: Their decoupled weight decay.
+        gradient_accumulation_steps: Batches whose gradients are averaged to one update, for batches
+            that do not fit into memory. Schedules and averages of the weights go on counting
+            batches, as in Keras.
         clip_norm: Largest global norm of the gradients, or ``None``.
         augment: "faces" (``keras_hybrid.data.face_augmentation``), "images"
             (``keras_hybrid.data.image_augmentation``) or "none".
@@ -79,6 +82,8 @@ class Recipe:
             ``None``: never.
         validation_every: Epochs between validations; the last epoch is always validated.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        remat: Whether attention maps are computed again in the backward pass instead of being kept
+            (``keras_hybrid.create_model``): less memory for more time.
         mesh: Devices to train on, such as "data=4,model=2": eight, which share out the images of a
             batch, and in four groups of two the identities
             (``keras_hybrid.distribution.ClassParallel``; JAX only). ``None``: one device.
@@ -128,6 +133,7 @@ class Recipe:
     momentum: float = 0.9
     matrix_learning_rate: float = 5e-3
     matrix_weight_decay: float = 0.2
+    gradient_accumulation_steps: int = 1
     clip_norm: float | None = 2.0
     augment: str = "faces"
     augmentation: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -135,6 +141,7 @@ class Recipe:
     patience: int | None = None
     validation_every: int = 4
     precision: str = "float32"
+    remat: bool = False
     mesh: str | None = None
     seed: int = 0
     checkpoint_steps: int = 500
@@ -171,6 +178,7 @@ class Recipe:
             "image_size",
             "batch_size",
             "epochs",
+            "gradient_accumulation_steps",
             "restart_steps",
             "checkpoint_steps",
             "validation_every",
@@ -344,6 +352,10 @@ def _convert(option: str, text: str, kind: Any) -> Any:
     if type(None) in kinds and text.lower() == "none":
         return None
     target = next(k for k in kinds if k is not type(None))
+    if target is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{option} must be true or false; got {text!r}.")
+        return text.lower() == "true"
     try:
         return target(text)
     except ValueError:

@@ -168,6 +168,8 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
         "weight_decay": recipe.weight_decay or None,
         "global_clipnorm": recipe.clip_norm,
     }
+    if recipe.gradient_accumulation_steps > 1:
+        common["gradient_accumulation_steps"] = recipe.gradient_accumulation_steps
     if recipe.ema_momentum is not None:
         common |= {"use_ema": True, "ema_momentum": recipe.ema_momentum}
     if is_muon:
@@ -210,6 +212,7 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
         "input_shape": (recipe.image_size, recipe.image_size, 3),
         "classifier": "cosine" if is_margin else "dense",
         "classifier_activation": None,
+        "remat": recipe.remat,
         **recipe.model_arguments,
     }
     if recipe.sampling_rate < 1:

@@ -41,6 +41,7 @@ def test_values_are_converted_to_the_type_of_their_field():
     assert override("--margin", "none").margin is None
     assert override("--ema-momentum", "0.99").ema_momentum == 0.99
     assert override("--patience", "3").patience == 3
+    assert override("--remat", "true").remat is True and override("--remat", "False").remat is False
 
 
 def test_keywords_are_added_key_by_key():
@@ -66,6 +67,8 @@ def test_keywords_are_added_key_by_key():
         (("--sampling-rate", "0"), r"sampling_rate must be in \(0, 1\]; got 0"),
         (("--sampling-rate", "0.5", "--loss", "cross_entropy"), "needs a loss on cosines"),
         (("--patience", "0"), "patience must be positive"),
+        (("--remat", "yes"), "--remat must be true or false; got 'yes'"),
+        (("--gradient-accumulation-steps", "0"), "gradient_accumulation_steps must be a positive"),
         (("--images-per-class", "0"), "images_per_class must be positive or none; got 0"),
         (("--label-smoothing", "0.1"), "need loss='cross_entropy'"),
         (("--augment", "images", "--augmentation", "mixup=0.2"), "need loss='cross_entropy'"),

@@ -108,14 +108,15 @@ def train_until(recipe, out, monkeypatch, stop_at=None):
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "optimizer"),
-    [(3, "adamw"), (5, "adamw"), (7, "muon")],
+    ("stop_at", "optimizer", "accumulated"),
+    [(3, "adamw", 1), (5, "adamw", 1), (7, "muon", 1), (5, "muon", 2)],
 )
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    tmp_path, monkeypatch, stop_at, optimizer
+    tmp_path, monkeypatch, stop_at, optimizer, accumulated
 ):
     """With dropout, drop path, augmentation, warm-up: order, schedule and randomness go on."""
-    recipe = dataclasses.replace(TINY, optimizer=optimizer)
+    changes = {"optimizer": optimizer, "gradient_accumulation_steps": accumulated}
+    recipe = dataclasses.replace(TINY, remat=accumulated > 1, **changes)
     expected, history = train_until(recipe, tmp_path / "whole", monkeypatch)
     with pytest.raises(Stop):
         train_until(recipe, tmp_path / "broken", monkeypatch, stop_at)
@@ -210,6 +211,29 @@ def test_muon_takes_matrices_and_convolutions_and_adamw_the_rest():
     # Both kinds decay by their own rate times their own decay, as AdamW does.
     assert rate * optimizer.adam_weight_decay == pytest.approx(1e-3 * 0.08)
     assert rate * optimizer.weight_decay == pytest.approx(4e-3 * 0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_accumulated_batches_are_one_larger_batch(tmp_path, monkeypatch, optimizer):
+    """Without what depends on a batch, and at one rate; 64 images are 4 batches or 2."""
+    plain = {**TINY.model_arguments, "drop_path": 0.0, "dropout": 0.0}
+    recipe = dataclasses.replace(TINY, model_arguments=plain, optimizer=optimizer, augment="none")
+    recipe = dataclasses.replace(recipe, schedule="constant")
+    changes = {
+        "one": {"batch_size": 32},
+        "two": {"gradient_accumulation_steps": 2},
+        "start": {"learning_rate": 1e-12, "matrix_learning_rate": 1e-12},
+    }
+    weights = {}
+    for name, changed in changes.items():
+        (tmp_path / name).mkdir()
+        changed = dataclasses.replace(recipe, **changed)
+        weights[name], _ = train_until(changed, tmp_path / name, monkeypatch)
+    expected, found, start = weights.values()
+    moved = max(np.abs(a - b).max() for a, b in zip(expected, start, strict=True))
+    assert moved > 1e-3
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.02 * moved)
 
 
 def test_the_paper_s_schedule_restarts():
