@@ -45,12 +45,20 @@ class Checkpoint(keras.callbacks.Callback):
         batches: The ``keras_hybrid.data.Batches`` of ``fit``: knows epoch and batch.
         interval: Steps between checkpoints within an epoch.
         fingerprint: What the run computes; a checkpoint of another run is not continued.
+        defaults: What a setting was for a run that was begun before it had a name.
 
     Attributes:
         history: One dictionary of logs for each finished epoch.
     """
 
-    def __init__(self, folder: str | os.PathLike, batches, interval: int, fingerprint: dict):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        batches,
+        interval: int,
+        fingerprint: dict,
+        defaults: dict | None = None,
+    ):
         super().__init__()
         self.folder = pathlib.Path(folder) / "checkpoint"
         self.table = pathlib.Path(folder) / "history.csv"
@@ -58,6 +66,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.interval = interval
         # As JSON gives it back, where a tuple is a list.
         self.fingerprint = json.loads(json.dumps(fingerprint))
+        known = {key: (defaults or {})[key] for key in fingerprint if key in (defaults or {})}
+        self.defaults = json.loads(json.dumps(known))
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self._random_state: dict[str, np.ndarray] = {}
@@ -77,13 +87,14 @@ class Checkpoint(keras.callbacks.Callback):
         if not pointer.exists():
             return False
         state = json.loads(pointer.read_text())
+        before = {**self.defaults, **state["fingerprint"]}
         changed = sorted(
             key
-            for key in self.fingerprint.keys() | state["fingerprint"].keys()
-            if self.fingerprint.get(key) != state["fingerprint"].get(key)
+            for key in self.fingerprint.keys() | before.keys()
+            if self.fingerprint.get(key) != before.get(key)
         )
         if changed:
-            was = {key: state["fingerprint"].get(key) for key in changed}
+            was = {key: before.get(key) for key in changed}
             raise ValueError(
                 f"{self.folder.parent} holds a run with other settings ({was}). Give the same ones "
                 "to continue it, another --out, or --restart to throw it away."

@@ -338,7 +338,12 @@ def fit(
 
     classes = len(train.class_names)
     batches = build_batches(recipe, train)
-    checkpoint = Checkpoint(out, batches, recipe.checkpoint_steps, settings)
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(recipe)
+        if field.default is not dataclasses.MISSING
+    }
+    checkpoint = Checkpoint(out, batches, recipe.checkpoint_steps, settings, defaults)
     checkpoint.set_model(model)
     if restart:
         checkpoint.discard()

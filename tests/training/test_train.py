@@ -149,6 +149,20 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path, monkeypatch):
         train_until(dataclasses.replace(recipe, seed=5), tmp_path, monkeypatch)
 
 
+def test_a_run_from_before_a_setting_had_a_name_is_continued(tmp_path, monkeypatch):
+    """Where the setting has its default: without it, the same was computed."""
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    recipe = dataclasses.replace(TINY, epochs=1)
+    before = train.run(recipe, tmp_path, verbose=0)
+    pointer = tmp_path / "checkpoint" / "latest.json"
+    state = json.loads(pointer.read_text())
+    assert state["fingerprint"].pop("remat") is False
+    pointer.write_text(json.dumps(state))
+    assert train.run(recipe, tmp_path, verbose=0)["loss"] == pytest.approx(before["loss"])
+    with pytest.raises(ValueError, match=r"other settings.*remat.*False"):
+        train.run(dataclasses.replace(recipe, remat=True), tmp_path, verbose=0)
+
+
 def test_the_history_file_has_one_row_for_each_epoch(tmp_path, monkeypatch):
     _, history = train_until(TINY, tmp_path, monkeypatch)
     with (tmp_path / "history.csv").open() as file:
