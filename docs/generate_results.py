@@ -85,7 +85,7 @@ def _lines(name: str, table) -> list[str]:
             f"{first['hardware']}; {first['backend']}, {first['precision']}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [*lines, "", " ".join(table.remarks.split())] if table.remarks else lines
 
 
 def _percent(texts: list[str]) -> str:

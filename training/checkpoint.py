@@ -66,8 +66,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.interval = interval
         # As JSON gives it back, where a tuple is a list.
         self.fingerprint = json.loads(json.dumps(fingerprint))
-        known = {key: (defaults or {})[key] for key in fingerprint if key in (defaults or {})}
-        self.defaults = json.loads(json.dumps(known))
+        named = {key: value for key, value in (defaults or {}).items() if key in fingerprint}
+        self.defaults = json.loads(json.dumps(named))
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self._random_state: dict[str, np.ndarray] = {}

@@ -7,7 +7,8 @@ weights in the trunk; ``--data cifar10.npz`` for the file that ``training/cifar1
 writes, in place of TFDS's.
 Hardware: the paper names none.
 Expected: 93.35 % (batch norm), 93.04 % (layer norm), 92.87 % (plain), 95.72 % (pretrained).
-Measured: not yet.
+Measured: at the reduced size of ``run_table.py resnet_fct --reduced`` only, see
+``docs/results.md``.
 
 As in the paper: Adam at 0.01 with a one-cycle schedule (its reference 26), batches of 128, global
 gradient norm 1, 200 epochs, crops with padding, flips in both directions, Kaiming initialisation.
