@@ -19,7 +19,7 @@ def attend(query, key, value, scale, bias=None, dropout=None, training=None, rem
         scale: Factor on QKᵀ.
         bias: Optional logits; see :func:`attention_map`.
         dropout: Optional ``keras.layers.Dropout`` on the map.
-        training: Whether it drops.
+        training: Whether it drops, and ``remat`` counts.
         remat: Whether the gradient computes the map again instead of keeping it (``keras.remat``);
             a map with dropped parts is kept.
         mix: Optional (function, tensors): ``function(map, *tensors)`` takes the map's place.
@@ -45,7 +45,7 @@ def attend(query, key, value, scale, bias=None, dropout=None, training=None, rem
         value = ops.transpose(value, (0, 2, 1, 3))
         return ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
 
-    if remat and not drops:  # what is drawn again would be other parts
+    if remat and training and not drops:  # what is drawn again would be other parts
         attended = keras.remat(attended)
     return attended(query, key, value, *logits, *tensors)
 

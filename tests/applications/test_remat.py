@@ -34,6 +34,12 @@ def test_training_has_the_same_losses(name, monkeypatch):
     assert seen
 
 
+def test_inference_keeps_nothing_and_has_no_use_for_it(monkeypatch):
+    monkeypatch.setattr(keras, "remat", lambda function: pytest.fail("computed again"))
+    model = kh.create_model("facerec_small", remat=True, **SMALL[family_of("facerec_small")])
+    model(np.zeros((1, *model.input_shape[1:]), "float32"), training=False)
+
+
 def test_it_is_saved_with_the_model(tmp_path):
     model = kh.create_model("facerec_small", remat=True, **SMALL[family_of("facerec_small")])
     model.save(tmp_path / "model.keras")
