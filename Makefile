@@ -4,8 +4,7 @@ VENV ?= .venv
 BACKEND ?= tensorflow
 # A plain `torch` brings gigabytes of CUDA; give TORCH=torch for a GPU.
 TORCH ?= torch==2.13.0
-# Neighbouring tests share a process, and with it the models they cache.
-PYTEST_FLAGS ?= -n 2 --dist worksteal
+PYTEST_FLAGS ?= -n 2
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
