@@ -35,6 +35,13 @@ def rates(last: float, depth: int) -> list[float]:
     return [last * i / max(1, depth - 1) for i in range(depth)]
 
 
+def relative_positions(side: int):
+    """Row of a table of relative positions for each two cells of a square, (side², side²)."""
+    row, column = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+    index = (row[:, None] - row + side - 1) * (2 * side - 1) + column[:, None] - column
+    return index + side - 1
+
+
 class DropPath(nn.Module):
     """Stochastic depth."""
 
@@ -350,9 +357,7 @@ class SwinAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         table = 0.02 * torch.randn((2 * side - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(table)
-        row, column = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
-        index = (row[:, None] - row + side - 1) * (2 * side - 1) + column[:, None] - column
-        self.register_buffer("index", index + side - 1, persistent=False)
+        self.register_buffer("index", relative_positions(side), persistent=False)
         mask = None
         if self.shift:
             # The map's parts that the shift brings together, numbered along each axis.
@@ -462,9 +467,7 @@ class FaceRecBlock(nn.Module):
         self.query = nn.Linear(conv_dim, heads * 8)
         self.key = nn.Linear(conv_dim, heads * 8)
         self.table = nn.Parameter(0.02 * torch.randn((2 * side - 1) ** 2, heads))
-        row, column = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
-        index = (row[:, None] - row + side - 1) * (2 * side - 1) + column[:, None] - column
-        self.register_buffer("index", index + side - 1, persistent=False)
+        self.register_buffer("index", relative_positions(side), persistent=False)
         self.norm1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)

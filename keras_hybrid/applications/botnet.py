@@ -36,6 +36,7 @@ from keras_hybrid.applications.resnet import (
     stem_input,
     stem_layers,
 )
+from keras_hybrid.layers.dot_product import attend, attention_map
 
 __all__ = ["BoTNet", "BottleneckAttention"]
 
@@ -137,22 +138,16 @@ class BottleneckAttention(keras.layers.Layer):
         columns = ops.reshape(columns, (-1, tokens, 1, width))
         return ops.reshape(rows + columns, (-1, self.num_heads, tokens, tokens))
 
-    def _scores_and_values(self, inputs):
+    def _heads(self, inputs):
+        """Return queries, keys and values, each (batch, tokens, heads, head_dim), and logits."""
         _, height, width, channels = inputs.shape
         tokens = height * width
-
-        def split_heads(x):
-            x = ops.reshape(x, (-1, tokens, self.num_heads, self._head_dim))
-            return ops.transpose(x, (0, 2, 1, 3))
-
-        qkv = self.qkv(ops.reshape(inputs, (-1, tokens, channels)))
-        query, key, value = (split_heads(x) for x in ops.split(qkv, 3, axis=-1))
-        scaled = query * self._head_dim**-0.5
-        logits = ops.matmul(scaled, ops.transpose(key, (0, 1, 3, 2)))
-        logits = logits + self._position_logits(
-            scaled if self.scale_position else query, height, width
-        )
-        return ops.softmax(logits, axis=-1), value
+        qkv = ops.split(self.qkv(ops.reshape(inputs, (-1, tokens, channels))), 3, axis=-1)
+        shape = (-1, tokens, self.num_heads, self._head_dim)
+        query, key, value = (ops.reshape(x, shape) for x in qkv)
+        scaled = query * self._head_dim**-0.5 if self.scale_position else query
+        logits = self._position_logits(ops.transpose(scaled, (0, 2, 1, 3)), height, width)
+        return query, key, value, logits
 
     def attention_scores(self, inputs):
         """Return the attention map, shape (batch, num_heads, queries, keys), each row summing to 1.
@@ -160,11 +155,12 @@ class BottleneckAttention(keras.layers.Layer):
         Args:
             inputs: Map, as in the call; its cells are numbered row by row.
         """
-        return self._scores_and_values(inputs)[0]
+        query, key, _, logits = self._heads(inputs)
+        return attention_map(query, key, self._head_dim**-0.5, logits)
 
     def call(self, inputs):
-        scores, value = self._scores_and_values(inputs)
-        x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+        query, key, value, logits = self._heads(inputs)
+        x = attend(query, key, value, self._head_dim**-0.5, logits)
         return ops.reshape(x, (-1, *inputs.shape[1:]))
 
     def compute_output_shape(self, input_shape):

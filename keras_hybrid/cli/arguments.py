@@ -206,9 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="a folder, .zip, .csv, .npz, .rec, tfds:NAME or synthetic:IDENTITIESxIMAGES",
     )
-    group.add_argument(
-        "--images", metavar="ZIP", help="for a .csv: the folder or .zip of its files"
-    )
+    _add_images(group)
     group.add_argument(
         "--landmarks",
         metavar="CSV",
@@ -259,9 +257,7 @@ def build_parser() -> argparse.ArgumentParser:
         "source", metavar="SOURCE", help="a folder, .zip, .csv, .npz, .rec or tfds:NAME"
     )
     command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    command.add_argument(
-        "--images", metavar="ZIP", help="for a .csv: the folder or .zip of its files"
-    )
+    _add_images(command)
     command.add_argument("--split", help="the part of the data to write, such as `train`")
     for kind in ("file", "label", "split"):
         command.add_argument(
@@ -314,6 +310,12 @@ def _command(
     )
     command.set_defaults(run=run, check=check)
     return command
+
+
+def _add_images(parser) -> None:
+    parser.add_argument(
+        "--images", metavar="ZIP", help="for a .csv: the folder or .zip of its files"
+    )
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:
