@@ -359,13 +359,7 @@ def fast_compilation():
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)
-    elif keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-        yield
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-    else:
+    else:  # TensorFlow without its optimiser keeps a hundred megabytes for each fit
         yield
 
 

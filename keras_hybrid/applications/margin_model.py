@@ -86,6 +86,14 @@ class MarginModel(keras.Model):
         metrics = super().metrics
         return metrics if self.margin_state is None else [*metrics, self.margin_state]
 
+    def make_train_function(self, force=False):
+        """Make the function that runs training steps, as `keras.Model` does."""
+        # Within the traced function, TensorFlow would make the optimizer's variables behind a
+        # conditional each: half of the time until the first step, and memory that stays taken.
+        if self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def train_step(self, *args, **kwargs):
         """Run one training step of the backend."""
         labels = None

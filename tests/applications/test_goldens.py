@@ -6,6 +6,7 @@ import pytest
 
 import keras_hybrid as kh
 from keras_hybrid.applications.botnet import BottleneckAttention
+from tests.cases import predict
 from tests.goldens import Golden
 
 TOLERANCE = 1e-5
@@ -65,7 +66,7 @@ def test_output_equals_the_original_implementation(golden_name):
     model = kh.create_model(name, include_preprocessing=False, **arguments)
     kh.convert.load_torch_weights(model, golden.weights)
     inputs = [golden.input, *golden.extra] if golden.extra else golden.input
-    assert golden.error(model.predict(inputs, verbose=0)) <= TOLERANCE
+    assert golden.error(predict(model, inputs)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_both_heads_of_conformer_equal_the_original_implementation():
     model = kh.create_model("conformer_ti", include_preprocessing=False)
     kh.convert.load_torch_weights(model, golden.weights)
     both = keras.Model(model.input, [model.get_layer("embedding").output, model.output])
-    embedding, output = both.predict(golden.input, verbose=0)
+    embedding, output = predict(both, golden.input)
     heads = model.get_layer("predictions").heads(keras.ops.convert_to_tensor(embedding))
     heads = np.stack([keras.ops.convert_to_numpy(head) for head in heads])
     assert golden.error(heads) <= TOLERANCE
@@ -107,4 +108,4 @@ def test_a_wrong_epsilon_or_head_order_would_be_noticed():
     weights["blocks.0.attn.qkv.weight"] = qkv
     model = kh.create_model("vit_ti16", include_preprocessing=False)
     kh.convert.load_torch_weights(model, weights)
-    assert golden.error(model.predict(golden.input, verbose=0)) > 10 * TOLERANCE
+    assert golden.error(predict(model, golden.input)) > 10 * TOLERANCE
