@@ -5,42 +5,47 @@ BACKEND ?= tensorflow
 # A plain `torch` brings gigabytes of CUDA; give TORCH=torch for a GPU.
 TORCH ?= torch==2.13.0
 PYTEST_FLAGS ?= -n 2
+# TensorFlow is there for every backend: exports go through it.
+EXTRAS ?= tensorflow,train,face,plot,export,dev
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test test-applications lint clean
 
-quickstart: $(VENV)/.tensorflow
+quickstart: $(VENV)/.installed
 	KERAS_BACKEND=tensorflow $(VENV)/bin/python training/train.py quickstart --quiet
 
-test: $(VENV)/.tensorflow $(VENV)/.$(BACKEND)
+test: $(VENV)/.$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 # By file: a module's browser and exports are made once.
 test-applications: $(VENV)/.applications $(VENV)/.$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS) --dist loadfile applications
 
-lint: $(VENV)/.tensorflow
+lint: $(VENV)/.installed
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 
-# TensorFlow is there for every backend: exports go through it.
-$(VENV)/.tensorflow: pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e ".[tensorflow,train,face,plot,export,dev]"
+	$(PIP) -e ".[$(EXTRAS)]"
 	touch $@
 
-$(VENV)/.jax: $(VENV)/.tensorflow
+$(VENV)/.tensorflow: $(VENV)/.installed
+	$(PIP) -e ".[tensorflow]"
+	touch $@
+
+$(VENV)/.jax: $(VENV)/.installed
 	$(PIP) -e ".[jax]"
 	touch $@
 
-$(VENV)/.torch: $(VENV)/.tensorflow
+$(VENV)/.torch: $(VENV)/.installed
 	$(PIP) "$(TORCH)"
 	$(PIP) -e ".[torch]"
 	touch $@
 
 # Without npm or Chromium the tests of the page in the browser are skipped.
-$(VENV)/.applications: $(VENV)/.tensorflow applications/browser/package-lock.json
+$(VENV)/.applications: $(VENV)/.installed applications/browser/package-lock.json
 	$(PIP) -e ".[face-id]"
 	npm ci --prefix applications/browser --no-fund --no-audit || \
 		echo "npm ci did not succeed: the tests of applications/browser are skipped."

@@ -1,6 +1,7 @@
-"""How long until there is a model: importing, and building without weights, beside Keras's own.
+"""How long until a model is there and trains: importing, building, the first step, beside Keras's.
 
     python benchmarks/startup.py --backend tensorflow
+    python benchmarks/startup.py --backend tensorflow --first-step --only resnet50
 
 Every measurement is a fresh process, ours and the peer's in turn. For the import it is a new
 interpreter; for a model, a fork of a process that has imported Keras and done nothing else. One
@@ -12,6 +13,8 @@ hardly changes; one thread makes it what a core of its own would take.
 - ``import``: at most 0.2 s over ``import keras``.
 - ``build``: no longer than the comparable model of ``keras.applications``; ``comparable`` says what
   is alike.
+- ``first_step``, if asked for: ``fit`` of a model that is built and compiled, with AdamW on one
+  batch of two images, so nearly all of it is tracing and compiling; the bar is the same.
 """
 
 import argparse
@@ -94,8 +97,30 @@ def build(name: str) -> dict:
         model, seconds = timed(lambda: kh.create_model(name, classes=1000))
     else:
         model, seconds = timed(lambda: getattr(keras.applications, name)(weights=None))
+    return {"build": seconds, **_size(model)}
+
+
+def first_step(name: str) -> dict:
+    """Fit a model, ours or of ``keras.applications``, to one batch; return what `build` does."""
+    import keras
+    import numpy as np
+
+    import keras_hybrid as kh
+
+    if name in PAIRS:
+        model = kh.create_model(name, classes=1000)
+    else:
+        model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.AdamW(1e-3), loss=loss)
+    images = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:]))
+    labels = np.arange(2)
+    _, seconds = timed(lambda: model.fit(images, labels, batch_size=2, verbose=0))
+    return {"first_step": seconds, **_size(model)}
+
+
+def _size(model) -> dict:
     return {
-        "build": seconds,
         "layers": len(model.layers),
         "weights": len(model.weights),
         "parameters": model.count_params(),
@@ -134,13 +159,13 @@ def import_row(processes: list[dict]) -> dict:
     }
 
 
-def build_row(name: str, ours: list[dict], peers: list[dict]) -> dict:
-    """Return the row of a pair of models."""
+def pair_row(measure: str, name: str, ours: list[dict], peers: list[dict]) -> dict:
+    """Return the row of a pair of models; ``measure`` is ``"build"`` or ``"first_step"``."""
     peer, comparable = PAIRS[name]
-    seconds, cpu = medians(ours, "build")
-    peer_seconds, peer_cpu = medians(peers, "build")
+    seconds, cpu = medians(ours, measure)
+    peer_seconds, peer_cpu = medians(peers, measure)
     row = {
-        "measure": "build",
+        "measure": measure,
         "ours": name,
         "peer": peer,
         "comparable": comparable,
@@ -189,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"), default="tensorflow")
+    parser.add_argument("--first-step", action="store_true", help="measure the first step instead")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="processes for each model")
     parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
@@ -208,16 +234,18 @@ def main() -> None:
     from benchmarks.table import append_row
     from training.report import command, commit
 
+    measure = first_step if given.first_step else build
     imports = []
     ours, peers = ({name: [] for name in given.only} for _ in range(2))
     with fresh_processes("keras") as pool:
         for _ in range(given.repeats):
-            imports.append(import_anew())
+            if not given.first_step:
+                imports.append(import_anew())
             for name in given.only:
-                ours[name].append(pool.submit(build, name).result())
-                peers[name].append(pool.submit(build, PAIRS[name][0]).result())
-    rows = [import_row(imports)]
-    rows += [build_row(name, ours[name], peers[name]) for name in given.only]
+                ours[name].append(pool.submit(measure, name).result())
+                peers[name].append(pool.submit(measure, PAIRS[name][0]).result())
+    rows = [import_row(imports)] if imports else []
+    rows += [pair_row(measure.__name__, name, ours[name], peers[name]) for name in given.only]
     for row in rows:
         row |= {
             "backend": given.backend,

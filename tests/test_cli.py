@@ -20,6 +20,8 @@ from tests.cases import SMALL, predict
 from tests.convert.test_loading import checkpoint_of
 from tests.data.test_recordio import image_record, write
 
+pytestmark = pytest.mark.any_backend
+
 image_module = pytest.importorskip("PIL.Image", reason="the command line reads images with Pillow")
 
 SIZE = 32

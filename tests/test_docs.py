@@ -99,7 +99,16 @@ def test_the_table_of_verification_sets_is_that_of_the_code():
     keras.backend.backend() == "jax",
     reason="minutes: JAX compiles every operation of eager code; two backends are enough",
 )
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, executed=True)], ids=path_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        # The pages of the families do the same with another model each.
+        pytest.param(p, marks=[pytest.mark.any_backend] if p.parent.name == "families" else [])
+        for p in PAGES
+        if blocks(p, executed=True)
+    ],
+    ids=path_of,
+)
 def test_examples_run_and_print_what_they_say(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)

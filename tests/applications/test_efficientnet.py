@@ -39,6 +39,7 @@ def test_weights_have_the_names_and_shapes_of_keras_applications(name, reference
     assert ours == theirs
 
 
+@pytest.mark.any_backend
 @pytest.mark.slow
 @BOTH
 def test_features_are_those_of_keras_applications(name, reference):

@@ -8,6 +8,8 @@ import keras_hybrid as kh
 from keras_hybrid.applications import Ensemble, LateFusion, embedding_model
 from tests.cases import CLASSES, IMAGES, SMALL, predict, relative_error, small_model
 
+pytestmark = pytest.mark.any_backend
+
 
 def cnn(**arguments) -> keras.Model:
     return small_model("efficientnet_*", **arguments)

@@ -58,6 +58,7 @@ CASES = {
 }
 
 
+@pytest.mark.any_backend  # tiny models of all families embed alike on each: test_registry.py
 @pytest.mark.parametrize("golden_name", CASES)
 def test_output_equals_the_original_implementation(golden_name):
     golden = Golden(golden_name)
@@ -85,6 +86,7 @@ def test_bottleneck_attention_equals_the_original_implementation(golden_name, sc
     assert golden.error(output) <= TOLERANCE
 
 
+@pytest.mark.any_backend
 def test_both_heads_of_conformer_equal_the_original_implementation():
     golden = Golden("Conformer_Ti_224")
     model = kh.create_model("conformer_ti", include_preprocessing=False)

@@ -76,6 +76,7 @@ def photographs(shape) -> np.ndarray:
     return np.random.default_rng(1).uniform(0, 255, (2, *shape)).astype("float32")
 
 
+@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("name", "arguments", "layer", "network", "their_layer", "shape"),
     [

@@ -114,6 +114,14 @@ def test_compiled_and_eager_training_agree(options):
         np.testing.assert_allclose(histories[1][key], histories[0][key], rtol=1e-3, atol=1e-4)
 
 
+def test_the_optimizers_variables_are_there_before_a_step_is_traced():
+    model = compiled(losses.ArcFace(), keras.optimizers.AdamW())
+    assert not model.optimizer.built
+    model.make_train_function()
+    moments = [v for v in model.optimizer.variables if "momentum" in v.path]
+    assert len(moments) == len(model.trainable_variables)
+
+
 def test_curricular_state_is_the_running_mean_of_the_targets_cosine():
     model = compiled(losses.CurricularFace(), keras.optimizers.SGD(0.0))
     cosine = ops.convert_to_numpy(model(IMAGES[:16], training=True))

@@ -59,20 +59,30 @@ pytestmark = pytest.mark.filterwarnings("error:The structure of `inputs`")
 once = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the same on every backend: tested on PyTorch"
 )
+# How a builder joins its parts does not depend on it either, though it takes numbers to see.
+any_backend = pytest.mark.any_backend
 every_model = pytest.mark.parametrize("name", MODELS)
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.strip("_*"))
-# CVT and ViT-Lite have CCT's encoder and ViT's tokens, Astroformer CoAtNet's blocks: their mixed
-# precision can wait.
+
+
+def _marks(family: str, policy: str) -> list:
+    """Tests that can wait, and those that another backend speaks for."""
+    marks = []
+    # CVT and ViT-Lite have CCT's encoder and ViT's tokens, Astroformer CoAtNet's blocks.
+    if family in ("astroformer_*", "cvt_*", "vit_lite_*") and policy != "float32":
+        marks.append(pytest.mark.slow)
+    # Each precision on two backends is enough: bfloat16 on JAX and PyTorch, float16, which JAX has
+    # not on a CPU, on TensorFlow and PyTorch.
+    if policy == "mixed_bfloat16" and keras.backend.backend() == "tensorflow":
+        marks.append(any_backend)
+    return marks
+
+
 every_family_and_policy = pytest.mark.parametrize(
     ("family", "policy"),
     [
         pytest.param(
-            family,
-            policy,
-            id=f"{family.strip('_*')}-{policy}",
-            marks=[pytest.mark.slow]
-            if family in ("astroformer_*", "cvt_*", "vit_lite_*") and policy != "float32"
-            else [],
+            family, policy, id=f"{family.strip('_*')}-{policy}", marks=_marks(family, policy)
         )
         for family in FAMILIES
         for policy in POLICIES
@@ -223,6 +233,7 @@ def test_a_batch_of_any_size_gives_each_image_its_own_answer(family):
     np.testing.assert_allclose(output, predict(model, IMAGES)[:1], atol=1e-5)
 
 
+@any_backend
 @every_family
 def test_a_photograph_of_bytes_goes_in_unchanged(family):
     model = shared_model(family)
@@ -230,12 +241,14 @@ def test_a_photograph_of_bytes_goes_in_unchanged(family):
     assert relative_error(output, predict(model, IMAGES)) <= 1e-6
 
 
+@any_backend
 @every_family
 def test_one_class_is_enough(family):
     output = predict(small_model(family, classes=1), IMAGES[:1])
     assert output.shape == (1, 1) and output.dtype == np.float32
 
 
+@any_backend
 @every_family
 def test_without_top_features_are_pooled_as_told(family):
     model = shared_model(family)
@@ -256,6 +269,7 @@ def test_without_top_features_are_pooled_as_told(family):
     assert relative_error(pooled("native"), predict(embedding, features)) <= 1e-6
 
 
+@any_backend
 @every_family
 def test_a_model_continues_from_a_tensor(family):
     model, image = shared_model(family), keras.Input((16, 16, 3), name="photograph")
@@ -269,6 +283,7 @@ def test_a_model_continues_from_a_tensor(family):
     assert relative_error(predict(continued, IMAGES / 2), predict(model, IMAGES)) <= 1e-6
 
 
+@any_backend
 @every_family
 def test_images_may_be_taller_than_wide(family):
     model = small_model(family, input_shape=(32, 16, 3))
@@ -418,6 +433,7 @@ def test_normalisation_is_that_of_the_paper(name, statistics):
     np.testing.assert_allclose(ops.convert_to_numpy(normalised), (images - mean) / std, atol=1e-5)
 
 
+@any_backend
 @every_family
 def test_without_preprocessing_normalised_images_give_the_same_answer(family):
     model, bare = shared_model(family), small_model(family, include_preprocessing=False)
@@ -483,6 +499,7 @@ def a_keras_file_of_a_trained_model_holds_loss_and_optimizer(model, path):
         np.testing.assert_array_equal(*(ops.convert_to_numpy(x) for x in (ours, theirs)))
 
 
+@any_backend
 @every_family
 def test_embedding_model_shares_the_weights_and_needs_an_embedding(family):
     model = shared_model(family)
@@ -516,6 +533,7 @@ def test_feature_maps_are_named_by_their_stride_from_fine_to_coarse(name):
         assert shape[:-1] == (None, -(-height // stride), -(-width // stride))
 
 
+@any_backend
 @every_family
 def test_feature_maps_do_not_depend_on_the_head_or_the_input(family):
     brighter = keras.layers.Rescaling(2.0, name="brighter")(keras.Input((16, 16, 3)))
@@ -640,6 +658,7 @@ def unlike_a_new_one(family: str) -> keras.Model:
     return model
 
 
+@any_backend
 @every_family
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
 def test_weights_come_from_a_file(family, suffix, tmp_path):

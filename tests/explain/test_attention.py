@@ -16,6 +16,8 @@ from tests.explain.models import (
     tiny_vit,
 )
 
+pytestmark = pytest.mark.any_backend
+
 
 def softmax(x):
     e = np.exp(x - x.max(axis=-1, keepdims=True))

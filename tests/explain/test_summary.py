@@ -16,6 +16,8 @@ from tests.explain.models import (
     tiny_vit,
 )
 
+pytestmark = pytest.mark.any_backend
+
 pytest.importorskip("matplotlib")
 
 

@@ -15,6 +15,8 @@ from keras_hybrid.export import preparation
 from keras_hybrid.export import report as reports
 from tests.export.export_cases import IMAGE_SHAPE, NEEDS, hybrid_network, skip_without
 
+pytestmark = pytest.mark.any_backend
+
 EXPORTS = [("to_saved_model", "out"), ("to_litert", "out.tflite"), ("to_onnx", "out.onnx")]
 
 

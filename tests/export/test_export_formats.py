@@ -13,7 +13,7 @@ from keras import layers
 from keras_hybrid import export
 from tests.export.export_cases import IMAGE_SHAPE, NEEDS, hybrid_network, randomize, skip_without
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_backend]
 
 LABELS = ["Ada", "Björk", "Chidi", "Duong", "Eve", "Fatima", "Grégoire"]
 

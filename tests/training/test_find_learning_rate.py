@@ -7,6 +7,8 @@ from tests.training.test_train import CLASSIFIER, TINY
 from training import find_learning_rate
 from training.find_learning_rate import Sweep, sweep
 
+pytestmark = pytest.mark.any_backend
+
 
 @pytest.mark.parametrize("recipe", [TINY, CLASSIFIER], ids=["margin", "classifier"])
 def test_rates_rise_by_one_factor_and_the_suggestion_is_one_of_them(recipe):

@@ -168,6 +168,7 @@ def test_the_ablation_ends_in_cvt_and_in_the_full_model():
     assert round(counts["atc_3_res"] / 1e6, 4) == 3.2676
 
 
+@pytest.mark.any_backend
 def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
     rows = {name: run_table.Row("quickstart", {"loss": name}) for name in ("cosface", "softmax")}
