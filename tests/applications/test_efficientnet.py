@@ -7,6 +7,8 @@ import pytest
 import keras_hybrid as kh
 from tests.cases import predict, relative_error, without_weights
 
+pytestmark = pytest.mark.any_backend
+
 SHAPE = (33, 48, 3)
 BARE = {"include_top": False, "include_preprocessing": False}
 BOTH = pytest.mark.parametrize(
@@ -39,7 +41,6 @@ def test_weights_have_the_names_and_shapes_of_keras_applications(name, reference
     assert ours == theirs
 
 
-@pytest.mark.any_backend
 @pytest.mark.slow
 @BOTH
 def test_features_are_those_of_keras_applications(name, reference):

@@ -13,6 +13,8 @@ import pytest
 import keras_hybrid as kh
 from tests.cases import predict, relative_error, without_weights
 
+pytestmark = pytest.mark.any_backend
+
 MODULES = {
     "EfficientNetB0": keras.applications.efficientnet,
     "EfficientNetV2S": keras.applications.efficientnet_v2,
@@ -76,7 +78,6 @@ def photographs(shape) -> np.ndarray:
     return np.random.default_rng(1).uniform(0, 255, (2, *shape)).astype("float32")
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("name", "arguments", "layer", "network", "their_layer", "shape"),
     [
