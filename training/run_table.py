@@ -232,6 +232,9 @@ TABLES = {
             "san_proposed_patchwise": 75.24,
         },
         reduced=_CPU_CIFAR10,
+        remarks="""One row of four so far, 390 updates on a tenth of the images, one seed: nothing
+        to compare it with. It was interrupted, continued and run beside other work, so its minutes
+        say nothing either.""",
     ),
     "cct": Table(
         "CCT-7/3×1 on CIFAR-10 with its authors' recipe: the yardstick",
