@@ -1,6 +1,5 @@
 """Published checkpoints do in our models what they did in their authors'."""
 
-import dataclasses
 import importlib.util
 import pathlib
 
@@ -19,10 +18,9 @@ DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
     keras.backend.backend() != "torch", reason="minutes, and PyTorch reads the file: one backend"
 )
 def test_a_published_mobilefacenet_verifies_faces_as_well_as_in_pytorch():
-    """The first two folds of LFW's View 2, aligned, one crop.
+    """LFW View 2, aligned, one crop, 10 folds: 99.23 %, its PyTorch original by this protocol.
 
-    On all ten it is the 99.23 % of its PyTorch original (benchmarks/results/
-    published_checkpoints.csv; the data's notes give 99.18 ± 0.46 %, three pairs of 6,000 less).
+    The data's notes give 99.18 ± 0.46 % for it, three pairs of 6,000 less.
     """
     checkpoint, lfw = DATA / "pretrained" / "mobilefacenet_relu6.pth", DATA / "lfw_112.zip"
     for path in (checkpoint, lfw):
@@ -31,15 +29,9 @@ def test_a_published_mobilefacenet_verifies_faces_as_well_as_in_pytorch():
     model = kh.create_model("mobilefacenet_relu6", include_top=False, pooling="native")
     kh.convert.load_torch_weights(model, checkpoint)
     pairs = kh.data.read_lfw_pairs(lfw / "pairs.txt", images=lfw)
+    result = kh.evaluation.evaluate_pairs(model, pairs)
     assert len(pairs) == 6000
-    chosen = pairs.fold < 2
-    names = ([n for n, c in zip(x, chosen, strict=True) if c] for x in (pairs.left, pairs.right))
-    left, right = map(tuple, names)
-    few = dataclasses.replace(
-        pairs, left=left, right=right, same=pairs.same[chosen], fold=pairs.fold[chosen]
-    )
-    result = kh.evaluation.evaluate_pairs(model, few)
-    assert len(few) == 1200 and result.accuracy >= 0.988
+    assert result.accuracy == pytest.approx(0.9923, abs=3e-4)
 
 
 def lite0_checkpoint() -> pathlib.Path:
