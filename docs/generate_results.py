@@ -33,11 +33,10 @@ def page() -> str:
     for name, table in TABLES.items():
         lines += [f"## `{name}`", "", f"{table.paper}.", ""]
         command = f"`python training/run_table.py {name}`"
-        if len(table.reduced) > 1:  # else it has one size
-            command += f"; `--reduced`, for a CPU: {_sizes(table.reduced)}"
-            for row in table.rows:
-                if table.rows[row].reduced:
-                    command += f"; `{row}`: {_sizes(table.rows[row].reduced)}"
+        sizes = {"": table.reduced} | {f"`{k}`: ": row.reduced for k, row in table.rows.items()}
+        reduced = [rows + _sizes(changes) for rows, changes in sizes.items() if _sizes(changes)]
+        if reduced:  # else it has one size
+            command += f"; `--reduced`, for a CPU: {'; '.join(reduced)}"
         lines += [command, ""]
         lines += [*_lines(name, table), ""]
     return "\n".join(lines)
