@@ -8,6 +8,10 @@ PYTEST_FLAGS ?= -n 2
 # TensorFlow is there for every backend: exports go through it.
 EXTRAS ?= tensorflow,train,face,plot,export,dev
 
+# XLA's default compiles the tests' small graphs for twice as long as they run.
+XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+FOR_TESTS = $(if $(filter jax,$(BACKEND)),XLA_FLAGS="$(XLA_FLAGS)")
+
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test test-applications lint clean
@@ -16,7 +20,7 @@ quickstart: $(VENV)/.installed
 	KERAS_BACKEND=tensorflow $(VENV)/bin/python training/train.py quickstart --quiet
 
 test: $(VENV)/.$(BACKEND)
-	KERAS_BACKEND=$(BACKEND) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+	KERAS_BACKEND=$(BACKEND) $(FOR_TESTS) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 # By file: a module's browser and exports are made once.
 test-applications: $(VENV)/.applications $(VENV)/.$(BACKEND)
