@@ -218,7 +218,9 @@ def plot_histories(
 ) -> Path:
     """Draw the curves of several training runs, a line for each run.
 
-    A row of panels for each quantity: training, and validation beside it where a run has any.
+    A row of panels for each quantity: training, and validation beside it where a run has any, on
+    one scale. Where positive values lie more than a factor of 100 apart, as when a run diverges,
+    each panel has its own, logarithmic where they do so within it.
 
     Args:
         histories: Histories, as :func:`plot_history` takes one, by the names in the legend.
@@ -250,7 +252,7 @@ def plot_histories(
     }
     columns = max(map(len, kinds.values()))
     figure = new_figure(6.4, 0.6 + 2.3 * len(quantities) + 0.18 * len(runs))
-    grid = figure.subplots(len(quantities), columns, squeeze=False, sharex="row", sharey="row")
+    grid = figure.subplots(len(quantities), columns, squeeze=False, sharex="row")
     lines = {}
     for quantity, row in zip(quantities, grid, strict=True):
         for axes in row[len(kinds[quantity]) :]:
@@ -270,6 +272,7 @@ def plot_histories(
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
+        _scale([axes for axes in row if axes.lines])
     # Dollar signs would start matplotlib's mathematics.
     figure.legend(
         lines.values(),
@@ -290,6 +293,24 @@ def _draw_curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any
     marker = "o" if known.sum() == 1 else None
     (line,) = axes.plot(epochs[known], values[known], marker=marker, linewidth=1.7, **style)
     return line
+
+
+def _scale(panels: list[Axes]) -> None:
+    """Give a row of panels one scale; logarithmic ones of their own where that shows nothing."""
+    if _far_apart(panels):
+        for axes in panels:
+            if _far_apart([axes]):
+                axes.set_yscale("log")
+        return
+    limits = [limit for axes in panels for limit in axes.get_ylim()]
+    for axes in panels:
+        axes.set_ylim(min(limits), max(limits))
+        axes.tick_params(labelleft=axes is panels[0])
+
+
+def _far_apart(panels: list[Axes]) -> bool:
+    values = np.concatenate([line.get_ydata() for axes in panels for line in axes.lines])
+    return bool(values.size and values.min() > 0 and values.max() > 100 * values.min())
 
 
 def plot_confusion(

@@ -123,6 +123,18 @@ def test_several_runs_have_a_line_each_in_every_panel(figures, tmp_path):
     assert len({color for color, _ in styles}) == len({style for _, style in styles}) == 2
 
 
+def test_a_run_that_diverges_leaves_the_others_legible(figures, tmp_path):
+    diverged = HISTORY | {"val_loss": [8.0, 900.0, 5e10]}
+    for history in (HISTORY, diverged):
+        evaluation.plot_histories({"one": HISTORY, "two": history}, tmp_path / "curves.png")
+    scales = [{axes.get_title(): axes.get_yscale() for axes in f.axes} for f in figures]
+    assert set(scales[0].values()) == {"linear"}
+    assert scales[1] == scales[0] | {"loss, validation": "log"}
+    limits = [[axes.get_ylim() for axes in figure.axes] for figure in figures]
+    assert limits[0][0] == limits[0][1] != limits[0][2] == limits[0][3]
+    assert limits[1][0][1] < 10 < 5e10 < limits[1][1][1]
+
+
 def test_several_runs_are_drawn_only_where_there_is_something(tmp_path):
     path = evaluation.plot_histories({"$a$": HISTORY, "b": HISTORY}, tmp_path / "curves.png")
     assert_is_a_drawing(path)
