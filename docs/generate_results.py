@@ -84,7 +84,8 @@ def _lines(name: str, table) -> list[str]:
             f"{first['hardware']}; {first['backend']}, {first['precision']}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", " ".join(table.remarks.split())] if table.remarks else lines
+    paragraphs = [" ".join(paragraph.split()) for paragraph in table.remarks.split("\n\n")]
+    return [*lines, "", "\n\n".join(paragraphs)] if table.remarks else lines
 
 
 def _percent(texts: list[str]) -> str:

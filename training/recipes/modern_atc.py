@@ -3,7 +3,8 @@
 Command: ``python training/train.py modern_atc``; ``--model atc_15`` for the largest.
 Hardware: a CUDA GPU with ``--precision mixed_bfloat16``.
 Expected: nothing published for this recipe.
-Measured: not yet.
+Measured: 10.96 % (plain recipe: 20.48 %) on 100 classes of Tiny-ImageNet at 32×32 after 5 epochs,
+one seed: ``benchmarks/results/modern.csv``.
 
 Against ``atc_cifar100``: MixUp or CutMix, RandAugment, an average of the weights, 300 epochs.
 """
