@@ -3,7 +3,7 @@
 Command: ``python training/train.py modern_efficientvit_face --data faces/``
 Hardware: a CUDA GPU with ``--precision mixed_bfloat16``.
 Expected: nothing published for this size.
-Measured: not yet.
+Measured: at 64×64 on 306 identities, 10 epochs: 9.5 %, LFW 71.0 % (docs/results.md).
 
 Against the report: warm-up and cosine, CosFace at s 30, Muon, face augmentation.
 """
