@@ -6,6 +6,7 @@ A new model needs nothing here if one of the patterns below names it, and one li
 import contextlib
 import fnmatch
 import functools
+import os
 
 import keras
 import numpy as np
@@ -347,6 +348,12 @@ def dtype_policy(name: str):
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def xla_flags(devices: int) -> str:
+    """XLA_FLAGS for a process with so many virtual devices that compiles as this one does."""
+    given = os.environ.get("XLA_FLAGS", "")
+    return f"{given} --xla_force_host_platform_device_count={devices}".strip()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import keras
 import pytest
 
 import keras_hybrid as kh
+from tests import cases
 from tests.training.test_train import TINY
 from training import train
 
@@ -24,7 +25,7 @@ def answer(tmp_path_factory):
     environment = os.environ | {
         "KERAS_BACKEND": "jax",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": cases.xla_flags(8),
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
     }
     script = pathlib.Path(__file__).with_name("train_on_devices.py")

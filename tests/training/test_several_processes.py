@@ -10,6 +10,8 @@ import sys
 import keras
 import pytest
 
+from tests import cases
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).parent
 EXAMPLES = ROOT / "training" / "examples"
@@ -19,10 +21,12 @@ BACKEND = keras.backend.backend()
 
 
 def environment(**more):
-    """One thread each, and nothing of what the tests of other kinds set up."""
+    """One thread each, and one device where nothing else is said."""
     path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
-    given = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return given | {"KERAS_BACKEND": BACKEND, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | more
+    own = {"KERAS_BACKEND": BACKEND, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    if BACKEND == "jax":
+        own["XLA_FLAGS"] = cases.xla_flags(1)
+    return os.environ | own | more
 
 
 def run(*command, **more):
@@ -117,10 +121,7 @@ def test_two_processes_of_jax_train_as_one(tmp_path):
     run(*script, "--out", tmp_path / "one", JAX_PLATFORMS="cpu")
     script += ["--coordinator", f"localhost:{free_port()}", "--processes", 2, "--mesh-model", 2]
     script += ["--out", tmp_path / "two", "--process"]
-    two_devices = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
+    two_devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": cases.xla_flags(2)}
     other = subprocess.Popen([*map(str, script), "1"], env=environment(**two_devices), cwd=ROOT)
     try:
         run(*script, 0, **two_devices)
