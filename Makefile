@@ -8,7 +8,8 @@ PYTEST_FLAGS ?= -n 2
 # TensorFlow is there for every backend: exports go through it.
 EXTRAS ?= tensorflow,train,face,plot,export,dev
 
-# XLA's default compiles the tests' small graphs for twice as long as they run.
+# XLA's default code generator takes more than twice as long over the tests' small graphs. A JAX that
+# does not know a flag stops and names it: then give `XLA_FLAGS=`.
 XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 FOR_TESTS = $(if $(filter jax,$(BACKEND)),XLA_FLAGS="$(XLA_FLAGS)")
 
