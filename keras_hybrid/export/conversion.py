@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_hybrid.export.folding import fold_batch_normalization
 from keras_hybrid.export.metadata import METADATA_NAME, SAVED_MODEL_METADATA
 from keras_hybrid.export.onnx_graph import make_pooling_spatial
 from keras_hybrid.export.preparation import IMAGE, SIGNATURE
@@ -99,6 +100,7 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
+    fold_batch_normalization(model)
     folder = str(Path(job["folder"], "saved_model"))
     function = _write_saved_model(job, model, job["batch_size"], job["input_dtype"], folder)
     converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
