@@ -12,7 +12,7 @@ from keras_hybrid.layers.margin import (
     recorded_embedding_norms,
 )
 from keras_hybrid.layers.partial_margin import PartialCosineClassifier, supply_labels
-from keras_hybrid.losses.margin import AdaptiveMarginLoss, MarginState
+from keras_hybrid.losses.adaptive import AdaptiveMarginLoss, MarginState
 
 __all__ = ["MarginModel"]
 

@@ -15,7 +15,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_hybrid.losses.margin import _check_margins, apply_margin
+from keras_hybrid.losses.base import check_margins
+from keras_hybrid.losses.margin import apply_margin
 
 __all__ = ["ArcFace", "CosFace", "CosineClassifier", "record_embedding_norms"]
 
@@ -249,7 +250,7 @@ class ArcFace(_MarginHead):
         **kwargs,
     ):
         super().__init__(classes, scale=scale, **kwargs)
-        _check_margins(1.0, margin, 0.0, scale, gradient)
+        check_margins(1.0, margin, 0.0, scale, gradient)
         self.margin = float(margin)
         self.gradient = gradient
         self.easy_margin = easy_margin
@@ -289,7 +290,7 @@ class CosFace(_MarginHead):
 
     def __init__(self, classes: int, margin: float = 0.35, scale: float = 64.0, **kwargs):
         super().__init__(classes, scale=scale, **kwargs)
-        _check_margins(1.0, 0.0, margin, scale, "exact")
+        check_margins(1.0, 0.0, margin, scale, "exact")
         self.margin = float(margin)
 
     def _margins(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_hybrid import losses
-from keras_hybrid.losses.margin import MarginState
+from keras_hybrid.losses.adaptive import MarginState
 from tests.gradients import value_and_gradient
 
 SATURATED = np.array([[0.8, 0.1, -0.3], [-0.95, 0.2, 0.4], [0.99999, 0, 0.5], [0, 0.3, -0.99]])
