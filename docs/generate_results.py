@@ -8,7 +8,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from training.run_table import RESULTS, TABLES
+from training.run_table import RESULTS
+from training.tables import TABLES
 
 PAGE = pathlib.Path(__file__).parent / "results.md"
 

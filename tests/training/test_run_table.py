@@ -8,13 +8,15 @@ import pathlib
 import shlex
 
 import keras
+import numpy as np
 import pytest
 
 from keras_hybrid.applications import registry
 from tests import cases
 from training import run_table, train
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names
-from training.run_table import TABLES, row_recipe
+from training.run_table import row_recipe
+from training.tables import TABLES, Row, Table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS = [(table, row) for table in TABLES for row in TABLES[table].rows]
@@ -171,8 +173,8 @@ def test_the_ablation_ends_in_cvt_and_in_the_full_model():
 @pytest.mark.any_backend
 def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
-    rows = {name: run_table.Row("quickstart", {"loss": name}) for name in ("cosface", "softmax")}
-    monkeypatch.setitem(TABLES, "tiny", run_table.Table("none", rows))
+    rows = {name: Row("quickstart", {"loss": name}) for name in ("cosface", "softmax")}
+    monkeypatch.setitem(TABLES, "tiny", Table("none", rows))
     small = {
         k: v for k, v in cases.SMALL[cases.family_of("facerec_small")].items() if k != "input_shape"
     }
@@ -209,6 +211,32 @@ def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monke
         assert row["epochs"] == "1" and row["backend"] == keras.backend.backend()
 
 
+@once
+@pytest.mark.slow
+def test_runs_side_by_side_fill_one_table_and_a_failed_one_stops_no_other(tmp_path, capsys):
+    arrays = tmp_path / "arrays.npz"
+    images = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), "uint8")
+    np.savez(arrays, images=images, labels=np.arange(30) % 3)
+    command = ["san", "--jobs", "2", "--data", str(arrays), "--test-fraction", "0.2"]
+    command += ["--train-split", "none", "--test-split", "none", "--image-size", "16"]
+    command += ["--epochs", "1", "--batch-size", "8", "--backend", "torch"]
+    command += ["--table", str(tmp_path / "san.csv"), "--out", str(tmp_path / "runs")]
+    rows = ["san_baseline_pairwise", "san_baseline_patchwise", "san_proposed_pairwise"]
+    broken = tmp_path / "runs" / "san_proposed_pairwise_0"
+    broken.parent.mkdir()
+    broken.touch()  # a file where its folder should be
+    assert run_table.main([*command, "--rows", *rows]) == 1
+    with (tmp_path / "san.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert sorted(row["model"] for row in found) == rows[:2]
+    printed = capsys.readouterr()
+    assert "san_baseline_pairwise, seed 0: done" in printed.out
+    assert f"1 of 3 runs did not end as they should: {broken}.log (status 1)" in printed.err
+    assert "san_proposed_pairwise" in pathlib.Path(f"{broken}.log").read_text()
+    assert run_table.main([*command, "--rows", *rows[:2]]) == 0  # nothing is left to do
+    assert "done" not in capsys.readouterr().out
+
+
 def test_a_row_whose_landmarks_are_missing_stops_the_table_before_the_first_row(tmp_path, capsys):
     """All rows would take hours before that one."""
     table = tmp_path / "faces.csv"
@@ -227,6 +255,7 @@ def test_a_row_whose_landmarks_are_missing_stops_the_table_before_the_first_row(
         (["figure_7"], "invalid choice"),
         (["san", "--rows", "san_10"], "san has san_baseline_pairwise"),
         (["san", "--seed", "1"], "--seeds instead"),
+        (["san", "--jobs", "0"], "--jobs must be at least 1; got 0"),
         (["san", "--epochs", "ten"], "--epochs must be int"),
         (["cct", "--loss", "cosface"], "need loss='cross_entropy'"),
     ],
