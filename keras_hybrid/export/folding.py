@@ -4,7 +4,7 @@ LiteRT's converter does that itself, but not always: where a dense layer follows
 normalisation's factors forwards, into the columns of the dense weights, as it does behind the
 global depthwise convolution of MobileFaceNet. The columns then differ by orders of magnitude within
 rows that have one int8 scale each. In int8 that turned embeddings of a published MobileFaceNet by
-up to 20°; folded, they turn by at most 10° (``docs/export.md``).
+up to 20°; folded, they turn by about 10° (``docs/export.md``).
 """
 
 import keras
