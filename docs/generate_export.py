@@ -36,8 +36,8 @@ is open in SavedModel and ONNX, and in LiteRT with `--batch-size none`. LiteRT f
 operators only, or there is no file.
 
 For LiteRT the export folds each batch normalisation into the convolution or dense layer before it.
-The converter does that itself, but behind MobileFaceNet's global convolution it puts the factors into
-the columns of the embedding's weights instead, which then do not fit into eight bits: without the
+The converter does that itself, but behind MobileFaceNet's global convolution it puts the factors
+into the columns of the embedding's weights, which then do not fit into eight bits: without the
 folding the published MobileFaceNet below had cosines from 0.967 (dynamic) and 0.942 (int8) on.
 
 `kh.export.read_metadata(path)` reads what travels in each file, as JSON: the model's name, the

@@ -260,8 +260,9 @@ def _scaled(optimizer: keras.optimizers.Optimizer, multiplier: float, decays: bo
         )
     config = optimizer.get_config()
     config["name"] = f"{optimizer.name}_{multiplier:g}".replace(".", "_").replace("-", "_")
-    if not decays and config["weight_decay"] is not None:
-        config["weight_decay"] = 0.0
+    for key in () if decays else ("weight_decay", "adam_weight_decay"):  # the second is Muon's
+        if config.get(key) is not None:
+            config[key] = 0.0
     part = type(optimizer).from_config(config)
     if isinstance(rate, schedules):
         part.learning_rate = ScaledSchedule(rate, multiplier)

@@ -81,6 +81,20 @@ def test_what_is_excluded_from_weight_decay_stays_excluded_also_when_loaded(tmp_
             np.testing.assert_allclose(kernels(trained)[name], left * KERNEL, rtol=1e-5)
 
 
+def test_what_is_excluded_from_weight_decay_has_neither_of_muons_two():
+    x = keras.Input((3,))
+    model = keras.Model(x, keras.layers.Dense(2, bias_initializer="ones", name="head")(x))
+    optimizer = keras.optimizers.Muon(0.5, weight_decay=0.5, adam_weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_list=[model.get_layer("head").bias])
+    rates = discriminative_rates(optimizer, model, {"head/kernel": 0.5, "head/bias": 0.25})
+    rates.build(model.trainable_variables)
+    kernel, bias = (keras.ops.convert_to_numpy(w) for w in model.trainable_variables)
+    rates.apply([keras.ops.zeros((3, 2)), keras.ops.zeros((2,))])
+    decayed, kept = (keras.ops.convert_to_numpy(w) for w in model.trainable_variables)
+    np.testing.assert_allclose(decayed, kernel * (1 - 0.5 * 0.5 * 0.5), rtol=1e-5)
+    np.testing.assert_array_equal(kept, bias)
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_a_schedule_and_its_state_are_saved_with_the_model(policy, tmp_path):
     with dtype_policy(policy):

@@ -97,7 +97,7 @@ class Checkpoint(keras.callbacks.Callback):
             was = {key: before.get(key) for key in changed}
             raise ValueError(
                 f"{self.folder.parent} holds a run with other settings ({was}). Give the same ones "
-                "to continue it, another --out, or --restart to throw it away."
+                "to continue it, another --out, or train.py's --restart to throw it away."
             )
         self.model.optimizer.build(self.model.trainable_variables)
         with np.load(self.folder / state["file"]) as arrays:

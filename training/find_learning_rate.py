@@ -147,6 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
         out = pathlib.Path(given.out or f"runs/{given.recipe}")
         write(found, out)
         rate = f"--learning-rate {found.suggestion:.2g}"
+        if recipe.optimizer == "muon":  # the sweep has kept the proportion of the two rates
+            share = found.suggestion / recipe.learning_rate
+            rate += f" --matrix-learning-rate {recipe.matrix_learning_rate * share:.2g}"
         print(f"Suggested peak: {rate} ({out / 'learning_rates.csv'})")
 
     return train.run_command(given.backend, find)

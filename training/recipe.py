@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import importlib
+import inspect
 import pathlib
 import re
 from typing import Any
@@ -301,14 +302,25 @@ def load_recipe(name: str) -> Recipe:
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` one option for every field of a recipe."""
     group = parser.add_argument_group("recipe values (each overrides the recipe's)")
+    descriptions = _descriptions()
     for field in dataclasses.fields(Recipe):
         option = f"--{field.name.replace('_', '-')}"
+        description = descriptions.get(field.name, "")  # `python -OO` leaves none
         if field.name in ("model_arguments", "data_options", "augmentation"):
-            group.add_argument(
-                option, nargs="+", metavar="KEY=VALUE", help="added to the recipe's, key by key"
-            )
+            description += " Added to the recipe's, key by key."
+            group.add_argument(option, nargs="+", metavar="KEY=VALUE", help=description)
         else:
-            group.add_argument(option, metavar="VALUE")
+            group.add_argument(option, metavar="VALUE", help=description)
+
+
+def _descriptions() -> dict[str, str]:
+    """Return what the docstring says of each field, as argparse wants it."""
+    text = inspect.cleandoc(Recipe.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
+    return {
+        name: " ".join(entry.replace("``", "").replace("%", "%%").split())
+        for name, entry in entries
+    }
 
 
 def with_overrides(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
@@ -327,6 +339,9 @@ def with_overrides(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
             changes[field.name] = {**getattr(recipe, field.name), **_pairs(option, given)}
         else:
             changes[field.name] = _convert(option, given, field.type)
+    if changes.get("augment", recipe.augment) != recipe.augment:
+        # Keywords of another function: the recipe's own mean nothing to it.
+        changes["augmentation"] = _pairs("--augmentation", arguments.augmentation or [])
     return dataclasses.replace(recipe, **changes)
 
 

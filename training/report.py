@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
+
 from training.recipe import Recipe
 
 __all__ = ["finish"]
@@ -175,9 +177,12 @@ def _some_images(recipe: Recipe, train, count: int):
     from keras_hybrid import data
 
     rows = range(0, len(train.labels), max(1, len(train.labels) // count))[:count]
-    if recipe.reading == "lazy":
-        return data.load_arrays(data.Subset(train, rows), recipe.image_size).images
-    return train.images[rows]
+    if recipe.reading == "memory":
+        return train.images[rows]
+    read = train.read_many(rows)  # a broken file, which training has reported, is left out
+    images = [image for image in read if not isinstance(image, data.UnreadableImageError)]
+    size = (recipe.image_size, recipe.image_size)
+    return np.stack([data.files.resize_image(image, size) for image in images])
 
 
 def _print_table(tables: dict, report: pathlib.Path) -> None:

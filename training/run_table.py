@@ -4,8 +4,9 @@ Every row is a recipe with the changes that `tables.py` names; each finished run
 ``benchmarks/results/TABLE.csv``. Runs that are in the file are left out and an unfinished one goes
 on from its last checkpoint, so the same command can be given again. ``--reduced`` takes the size
 that the table has for a CPU. Any value of the recipes can be overridden for all rows, such as
-``--data`` and ``--epochs``: give another ``--table`` then, or keep rows of unlike data in one file,
-which has columns for them.
+``--data`` and ``--epochs``. A run counts as there if a line has its model, seed, size, epochs,
+backend, precision, images of a class and the last part of ``--data``: give another ``--table``
+where runs differ in something else.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import dataclasses
 import os
 import pathlib
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,7 +100,7 @@ def run_side_by_side(
     """
     from benchmarks.table import start_table
 
-    runs = [(key["model"], key["seed"]) for _, key in missing_runs(given, file)]
+    runs = dict.fromkeys((key["model"], key["seed"]) for _, key in missing_runs(given, file))
     start_table(file, COLUMNS)  # now: of two runs that end together both would write its header
     out.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -108,19 +110,30 @@ def run_side_by_side(
         **os.environ,
     }
 
-    def run(model: str, seed: str) -> str | None:
+    started: list[subprocess.Popen] = []
+
+    def run(key: tuple[str, str]) -> str | None:
+        model, seed = key
         log = out / f"{model}_{seed}.log"
         command = [sys.executable, __file__, *arguments]
         command += ["--rows", model, "--seeds", seed, "--jobs", "1"]
         with log.open("ab") as opened:
-            status = subprocess.run(
-                command, stdout=opened, stderr=subprocess.STDOUT, env=environment, check=False
-            ).returncode
+            process = subprocess.Popen(
+                command, stdout=opened, stderr=subprocess.STDOUT, env=environment
+            )
+            started.append(process)
+            status = process.wait()
         print(f"{model}, seed {seed}: {f'status {status}' if status else 'done'}", flush=True)
         return f"{log} (status {status})" if status else None
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        failed = [log for log in pool.map(run, *zip(*runs, strict=True)) if log] if runs else []
+        try:
+            failed = [log for log in pool.map(run, runs) if log]
+        finally:  # when this process is told to end, so are its runs
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                process.terminate()
     if failed:
         raise ChildProcessError(
             f"{len(failed)} of {len(runs)} runs did not end as they should: {', '.join(failed)}"
@@ -153,7 +166,9 @@ def missing_runs(
             }
             if recipe.patience is None:  # otherwise a run may have fewer epochs than its recipe
                 key["epochs"] = str(recipe.epochs)
-            if not any(key.items() <= row.items() for row in _rows(file)):
+            if any(key.items() <= row.items() for row in _rows(file)):
+                print(f"{model}, seed {seed}: is in {file}", flush=True)
+            else:
                 yield recipe, key
 
 
@@ -184,7 +199,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"))
     parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
     parser.add_argument("--table", help="the CSV file (default: benchmarks/results/TABLE.csv)")
-    parser.add_argument("--out", help="folder for the runs (default: runs/TABLE[_reduced])")
+    parser.add_argument(
+        "--out", help="folder for the runs (default: runs/NAME[_reduced], NAME as of the CSV file)"
+    )
     add_overrides(parser)
     given = parser.parse_args(arguments)
     table = TABLES[given.name]
@@ -208,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     given = parse(arguments)
     table = pathlib.Path(given.table or RESULTS / f"{given.name}.csv")
-    out = pathlib.Path(given.out or f"runs/{given.name}{'_reduced' if given.reduced else ''}")
+    out = pathlib.Path(given.out or f"runs/{table.stem}{'_reduced' if given.reduced else ''}")
 
     def action() -> None:
         if given.jobs == 1:

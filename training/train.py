@@ -7,11 +7,12 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 if __package__ in (None, ""):  # run as a file: find the package beside this folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
@@ -102,7 +103,8 @@ def load_pairs(recipe: Recipe):
     if recipe.pairs is None:
         return None
     if recipe.pairs.startswith("synthetic:"):
-        known = int(recipe.data.removeprefix("synthetic:").partition("x")[0])
+        drawn = recipe.data.removeprefix("synthetic:")
+        known = int(drawn.partition("x")[0]) if drawn != recipe.data else 0
         strangers = data.open_source(
             recipe.pairs, image_size=recipe.image_size, first_identity=known
         )
@@ -257,12 +259,30 @@ def build_augmentation(recipe: Recipe, classes: int):
     """Return what ``keras_hybrid.data.Batches`` augments with, or ``None``."""
     from keras_hybrid import data
 
+    _check_augmentation(recipe)
     # Cross-entropy takes distributions, since mixed images have them.
     one_hot = classes if recipe.loss == "cross_entropy" else None
     if recipe.augment == "images":
         return data.image_augmentation(recipe.image_size, one_hot, **recipe.augmentation)
     augment = data.face_augmentation(**recipe.augmentation) if recipe.augment == "faces" else None
     return augment if one_hot is None else _OneHot(augment, one_hot)
+
+
+def _check_augmentation(recipe: Recipe) -> None:
+    """Raise ValueError for arguments that the kind of augmentation has not."""
+    from keras_hybrid import data
+
+    kinds = {"images": data.image_augmentation, "faces": data.face_augmentation}
+    accepted = []
+    if recipe.augment in kinds:
+        parameters = inspect.signature(kinds[recipe.augment]).parameters
+        accepted = [name for name in parameters if name not in ("image_size", "classes")]
+    unknown = sorted(recipe.augmentation.keys() - set(accepted))
+    if unknown:
+        raise ValueError(
+            f"augmentation has {', '.join(unknown)}; augment={recipe.augment!r} takes "
+            f"{', '.join(accepted) or 'nothing'}."
+        )
 
 
 def build_batches(recipe: Recipe, train):
@@ -453,6 +473,7 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
 
     from training.report import finish
 
+    _check_augmentation(recipe)
     train, test = load_data(recipe)
     pairs = load_pairs(recipe)
     # After the data: what a reader imports on its first use may draw from Python's generator.
@@ -471,21 +492,38 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
         f"{keras.backend.backend()}, {recipe.precision}",
         flush=True,
     )
-    out.mkdir(parents=True, exist_ok=True)
     settings = {**dataclasses.asdict(recipe), "backend": keras.backend.backend()}
-    history, seconds = fit(
-        recipe,
-        model,
-        train,
-        test,
-        out,
-        settings=settings,
-        restart=restart,
-        verbose=verbose,
-        pairs=pairs,
-    )
-    model.save(out / "last.keras")
-    return finish(recipe, model, train, test, pairs, history, seconds, settings, out)
+    with _sole_writer(out):
+        history, seconds = fit(
+            recipe,
+            model,
+            train,
+            test,
+            out,
+            settings=settings,
+            restart=restart,
+            verbose=verbose,
+            pairs=pairs,
+        )
+        model.save(out / "last.keras")
+        return finish(recipe, model, train, test, pairs, history, seconds, settings, out)
+
+
+@contextlib.contextmanager
+def _sole_writer(folder: pathlib.Path) -> Iterator[None]:
+    """Make the folder and hold it: a second run in it would throw this one's checkpoints away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"Another run is writing to {folder}; give another --out.") from None
+        yield
 
 
 def default_backend() -> str:

@@ -56,3 +56,14 @@ def test_an_empty_range_is_one_sentence_and_exit_status_1(tmp_path, capsys):
     status = find_learning_rate.main(["quickstart", "--low", "1", "--high", "0.1"])
     assert status == 1
     assert capsys.readouterr().err.startswith("error: Expected 0 < --low < --high")
+
+
+def test_with_muon_the_matrices_rate_keeps_its_proportion(tmp_path, capsys, monkeypatch):
+    found = find_learning_rate.Sweep([1e-4, 2e-4, 4e-4], [3.0, 2.0, 1.9], [3.0, 2.0, 1.9])
+    monkeypatch.setattr(find_learning_rate, "sweep", lambda *arguments: found)
+    options = ["--learning-rate", "1e-3", "--matrix-learning-rate", "0.02", "--optimizer", "muon"]
+    assert find_learning_rate.main(["quickstart", *options, "--out", str(tmp_path)]) == 0
+    rate = found.suggestion
+    assert f"--learning-rate {rate:.2g} --matrix-learning-rate {20 * rate:.2g} " in (
+        capsys.readouterr().out
+    )

@@ -100,6 +100,24 @@ def test_an_unknown_recipe_lists_those_there_are():
         load_recipe("quickstrat")
 
 
-def test_every_field_is_documented():
+def test_every_field_is_documented_and_help_says_what_it_is():
+    parser = argparse.ArgumentParser()
+    add_overrides(parser)
+    said = {action.dest: action.help for action in parser._actions}
     for field in dataclasses.fields(Recipe):
         assert f"        {field.name}: " in Recipe.__doc__
+        assert len(said[field.name]) > 5 and said[field.name].endswith(".")
+    assert "in 30 % of the steps" in " ".join(parser.format_help().split())
+
+
+def test_another_kind_of_augmentation_begins_without_the_recipes_keywords():
+    recipe = load_recipe("atc_cifar100")
+    assert recipe.augment == "images" and recipe.augmentation
+    parser = argparse.ArgumentParser()
+    add_overrides(parser)
+    given = parser.parse_args(["--augment", "faces", "--augmentation", "grey=0.5"])
+    assert with_overrides(recipe, given).augmentation == {"grey": 0.5}
+    given = parser.parse_args(["--augment", "none"])
+    assert with_overrides(recipe, given).augmentation == {}
+    given = parser.parse_args(["--augment", "images", "--augmentation", "erasing=0"])
+    assert with_overrides(recipe, given).augmentation == {"crop_padding": 4, "erasing": 0}

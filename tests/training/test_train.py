@@ -176,6 +176,34 @@ def test_a_run_from_before_a_setting_had_a_name_is_continued(tmp_path, monkeypat
         train.run(dataclasses.replace(recipe, remat=True), tmp_path, verbose=0)
 
 
+@pytest.mark.any_backend
+def test_a_folder_that_another_run_is_writing_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    with (
+        train._sole_writer(tmp_path),
+        pytest.raises(ValueError, match=f"Another run is writing to {re.escape(str(tmp_path))}"),
+    ):
+        train.run(dataclasses.replace(TINY, epochs=1), tmp_path, verbose=0)
+    with train._sole_writer(tmp_path):  # what has ended holds it no longer
+        pass
+
+
+@pytest.mark.any_backend
+def test_an_augmentation_that_does_not_exist_is_named_before_anything_is_read(tmp_path):
+    recipe = dataclasses.replace(TINY, data="nowhere/", augmentation={"crop_padding": 4})
+    message = "augmentation has crop_padding; augment='faces' takes flip, shift"
+    with pytest.raises(ValueError, match=message):
+        train.run(recipe, tmp_path, verbose=0)
+    with pytest.raises(ValueError, match="augment='none' takes nothing"):
+        train.run(dataclasses.replace(recipe, augment="none"), tmp_path, verbose=0)
+
+
+@pytest.mark.any_backend
+def test_synthetic_pairs_go_with_photographs():
+    recipe = dataclasses.replace(TINY, data="faces/", pairs="synthetic:20x6")
+    assert len(train.load_pairs(recipe)) == 600
+
+
 def test_the_history_file_has_one_row_for_each_epoch(whole_run):
     folder, _, history = whole_run
     with (folder / "history.csv").open() as file:
@@ -425,6 +453,9 @@ def test_images_read_lazily_train_the_same_model(tmp_path, monkeypatch):
     source, _ = train.load_data(lazy)
     calibration = report._some_images(lazy, source, 7)
     assert calibration.shape[1:] == (16, 16, 3) and 7 <= len(calibration) <= 14
+    # A broken file that is all of a class's share: training has reported it, the export goes on.
+    pathlib.Path(source.paths[0]).write_bytes(b"no image")
+    assert len(report._some_images(lazy, source, 7)) == len(calibration) - 1
 
 
 @pytest.mark.any_backend
