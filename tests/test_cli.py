@@ -213,6 +213,42 @@ def test_the_backend_in_use_may_be_asked_for(capsys):
     assert run(capsys, "list", "vit_b16", "--backend", keras.backend.backend())[0] == 0
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="Keras finds TensorFlow"
+)
+def test_without_tensorflow_the_backend_that_is_there_is_taken(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    environment |= {"KERAS_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "keras_hybrid.cli", "list", "vit_b16"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and "vit_b16" in found.stdout, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("installed", "configured", "environment", "chosen"),
+    [
+        (("tensorflow", "torch"), None, None, None),
+        (("jax", "torch"), None, None, "jax"),
+        (("torch",), "tensorflow", None, "torch"),
+        (("jax", "torch"), "torch", None, None),
+        (("jax", "torch"), None, "torch", "torch"),
+    ],
+)
+def test_keras_gets_a_backend_that_is_installed(
+    installed, configured, environment, chosen, tmp_path, monkeypatch
+):
+    if configured:
+        (tmp_path / "keras.json").write_text(json.dumps({"backend": configured}))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", environment or "")
+    if environment is None:
+        monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
+    monkeypatch.delitem(sys.modules, "keras")
+    importlib.reload(sys.modules["keras_hybrid._backend"])
+    assert os.environ.get("KERAS_BACKEND") == chosen
+
+
 def test_a_missing_backend_is_said(capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     other = "jax" if keras.backend.backend() != "jax" else "torch"

@@ -120,18 +120,23 @@ def mlp(x, width: int, *, dropout: float, name: str, transform=None, activation=
     ``activation`` is another form of GELU, where the authors use one.
     """
     channels = x.shape[-1]
-    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
-    x = keras.layers.Dense(width, kernel_initializer=initializer, name=f"{name}_dense1")(x)
+    x = _mlp_dense(width, f"{name}_dense1")(x)
     if transform is not None:
         x = transform(x)
     # By name, Keras's GELU is the exact (erf) form.
     x = keras.layers.Activation(activation, name=f"{name}_gelu")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout1")(x)
-    x = keras.layers.Dense(channels, kernel_initializer=initializer, name=f"{name}_dense2")(x)
+    x = _mlp_dense(channels, f"{name}_dense2")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout2")(x)
     return x
+
+
+def _mlp_dense(width: int, name: str) -> keras.layers.Dense:
+    # An initialiser for each: one draws the same numbers at every call.
+    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+    return keras.layers.Dense(width, kernel_initializer=initializer, name=name)
 
 
 def transformer_block(

@@ -128,7 +128,7 @@ class GatedPositionalSelfAttention(MultiHeadSelfAttention):
             layer.build(inputs_shape)
             return layer
 
-        self.query_key = dense(2 * inner, self.kernel_initializer, "query_key")
+        self.query_key = dense(2 * inner, self.kernel_initializer.clone(), "query_key")
         self.value = dense(inner, keras.initializers.Identity(), "value")
 
     def _query_key_value(self, inputs):

@@ -197,7 +197,10 @@ class NeighborhoodAttention(keras.layers.Layer):
         )
         self.qkv.build(input_shape)
         self.projection = keras.layers.Dense(
-            channels, kernel_initializer=initializer, dtype=self.dtype_policy, name="projection"
+            channels,
+            kernel_initializer=initializer.clone(),  # draws of its own
+            dtype=self.dtype_policy,
+            name="projection",
         )
         self.projection.build(input_shape)
         self.attention_dropout_layer = keras.layers.Dropout(
@@ -206,7 +209,7 @@ class NeighborhoodAttention(keras.layers.Layer):
         self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
         offsets = 2 * self.kernel_size - 1
         self.table = self.add_weight(
-            name="table", shape=(offsets**2, self.num_heads), initializer=initializer
+            name="table", shape=(offsets**2, self.num_heads), initializer=initializer.clone()
         )
         self._map_size = (max(height, self.kernel_size), max(width, self.kernel_size))
         rows, columns = (tiling(size, self.kernel_size) for size in self._map_size)

@@ -1,6 +1,6 @@
 """``keras-hybrid list | info | verify | explain | export | convert | evaluate | shard``.
 
-Arguments are read before Keras is imported, so that ``--backend`` can choose what it runs on. An
+Where Keras runs on another backend than ``--backend`` names, the command starts itself again. An
 error is one sentence on stderr: exit status 2 for arguments that make no sense, 1 for everything
 that fails later.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from keras_hybrid.cli.arguments import BACKENDS, build_parser
+from keras_hybrid.cli.arguments import build_parser
 from keras_hybrid.cli.errors import UsageError
 
 __all__ = ["main"]
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given = build_parser().parse_args(argv)
         given.check(given)
-        if not _set_backend(given.backend):
+        if not _runs_on(given.backend):
             return _run_again(argv, given.backend)
         given.run(given)
         sys.stdout.flush()
@@ -58,31 +58,19 @@ def _fail(error: object, status: int) -> int:
     return status
 
 
-def _set_backend(wanted: str | None) -> bool:
-    """Choose Keras's backend; return False if Keras already runs on another one.
+def _runs_on(wanted: str | None) -> bool:
+    """Tell whether Keras, which comes with this package, runs on the wanted backend.
 
     Raises:
-        ImportError: If the backend, or without a wish every backend, is not installed.
+        ImportError: If that backend is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    installed = [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
-    if wanted is not None and wanted not in installed:
+    if wanted is not None and importlib.util.find_spec(wanted) is None:
         raise ImportError(
             f"The backend {wanted} is not installed: pip install 'keras-hybrid[{wanted}]'"
         )
-    if "keras" in sys.modules:
-        import keras
+    import keras
 
-        return wanted in (None, keras.backend.backend())
-    if wanted is not None:
-        os.environ["KERAS_BACKEND"] = wanted
-    elif "KERAS_BACKEND" not in os.environ and "tensorflow" not in installed:
-        if not installed:
-            raise ImportError(
-                "Keras needs a backend: pip install 'keras-hybrid[tensorflow]', [jax] or [torch]"
-            )
-        os.environ["KERAS_BACKEND"] = installed[0]
-    return True
+    return wanted in (None, keras.backend.backend())
 
 
 def _run_again(argv: list[str], backend: str) -> int:

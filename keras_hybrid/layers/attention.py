@@ -92,8 +92,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.projection = keras.layers.Dense(
             self.output_dim or channels,
             use_bias=self.output_bias,
-            kernel_initializer=self.kernel_initializer,
-            bias_initializer=self.bias_initializer,
+            kernel_initializer=self.kernel_initializer.clone(),  # draws of its own
+            bias_initializer=self.bias_initializer.clone(),
             dtype=self.dtype_policy,
             name="projection",
         )
@@ -107,8 +107,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.qkv = keras.layers.Dense(
             3 * inner,
             use_bias=self.qkv_bias,
-            kernel_initializer=self.kernel_initializer,
-            bias_initializer=self.bias_initializer,
+            kernel_initializer=self.kernel_initializer.clone(),  # draws of its own
+            bias_initializer=self.bias_initializer.clone(),
             dtype=self.dtype_policy,
             name="qkv",
         )

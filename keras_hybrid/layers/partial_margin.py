@@ -124,7 +124,8 @@ class PartialCosineClassifier(CosineClassifier):
         Returns:
             Ids, shape (``sampled``,), int32, all different.
         """
-        labels = _flat_ids(labels)
+        # What is no class has no column; in range, it disturbs no draw on any backend.
+        labels = ops.clip(_flat_ids(labels), 0, self.classes - 1)
         batch = ops.shape(labels)[0]
         if isinstance(batch, int) and batch > self.sampled:
             raise ValueError(
@@ -146,10 +147,15 @@ class PartialCosineClassifier(CosineClassifier):
         return ops.reshape(ops.concatenate([own, others[: self.sampled - batch]]), (self.sampled,))
 
     def columns(self, labels):
-        """Return where each image's class stands in the training output: (batch,), int32."""
+        """Return where each image's class stands in the training output: (batch,), int32.
+
+        An id that is not a class stands nowhere: -1, which makes the losses not a number.
+        """
         labels = _flat_ids(labels)
         is_same = ops.equal(ops.expand_dims(labels, 1), ops.expand_dims(labels, 0))
-        return ops.cast(ops.argmax(ops.cast(is_same, "int32"), axis=1), "int32")
+        first = ops.cast(ops.argmax(ops.cast(is_same, "int32"), axis=1), "int32")
+        is_class = ops.logical_and(labels >= 0, labels < self.classes)
+        return ops.where(is_class, first, -1)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

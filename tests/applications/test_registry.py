@@ -234,6 +234,20 @@ def test_a_batch_of_any_size_gives_each_image_its_own_answer(family):
 
 @any_backend
 @every_family
+def test_no_two_weights_begin_with_the_same_draws(family):
+    """As they do, up to a factor, where layers share one initialiser."""
+    draws = {}
+    for variable in small_model(family).trainable_variables:
+        begin = keras.ops.convert_to_numpy(variable).astype("float64").flatten()[:8]
+        if begin.size == 8 and np.ptp(begin) > 0 and np.count_nonzero(begin) > 2:
+            draws[variable.path] = begin / np.linalg.norm(begin)
+    paths, rows = list(draws), np.stack(list(draws.values()))
+    first, second = np.nonzero(np.triu(np.abs(rows @ rows.T) > 1 - 1e-6, k=1))
+    assert not [(paths[i], paths[j]) for i, j in zip(first, second, strict=True)]
+
+
+@any_backend
+@every_family
 def test_a_photograph_of_bytes_goes_in_unchanged(family):
     model = shared_model(family)
     output = predict(model, IMAGES.astype("uint8"))

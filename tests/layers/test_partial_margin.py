@@ -217,5 +217,18 @@ def test_labels_that_are_no_ids_are_refused():
     one_hot = np.eye(CLASSES, dtype="float32")[LABELS]
     model = build(partial(0.3))
     model.compile("sgd", loss=kh.losses.CosFace())
-    with pytest.raises(ValueError, match=r"needs labels as ids.*\(12, 40\)|needs labels as ids"):
+    with pytest.raises(ValueError, match=r"needs labels as ids.*\((12|None), 40\)"):
         model.fit(VECTORS, one_hot, batch_size=12, verbose=0)
+
+
+@pytest.mark.parametrize("wrong", [-1, CLASSES])
+def test_an_id_that_is_no_class_makes_the_loss_not_a_number_as_with_the_full_head(wrong):
+    labels = np.where(np.arange(len(LABELS)) == 3, wrong, LABELS)
+    for layer in (partial(0.5), kh.layers.CosineClassifier(CLASSES, name="predictions")):
+        model = build(layer)
+        model.compile("sgd", loss=kh.losses.CosFace())
+        assert np.isnan(model.train_on_batch(VECTORS[:12], labels[:12]))
+    columns = ops.convert_to_numpy(partial(0.5).columns(ops.convert_to_tensor(labels[:12])))
+    assert columns[3] == -1 and (np.delete(columns, 3) >= 0).all()
+    sampled = ops.convert_to_numpy(head().sample(ops.convert_to_tensor(labels[:12])))
+    assert len(set(sampled.tolist())) == len(sampled) and set(sampled) <= set(range(CLASSES))
