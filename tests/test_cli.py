@@ -326,6 +326,16 @@ def test_verify_takes_the_threshold_that_was_measured(capsys, lonely_model, face
     assert err == "note: the threshold was measured with --flip.\n"
 
 
+def test_verify_says_that_a_threshold_is_another_models(capsys, lonely_model, face):
+    results = lonely_model.parent / "results.json"
+    record = {"kind": "keras_hybrid evaluation", "verification": {"threshold": 0.4321}}
+    for measured, note in (("runs/other.keras", True), (lonely_model.with_suffix(".x"), False)):
+        results.write_text(json.dumps({**record, "model": str(measured)}))
+        status, _, err = run(capsys, "verify", face(0, 1), face(1, 1), "--model", lonely_model)
+        assert status == 0
+        assert err == (f"note: the threshold was measured on {measured}.\n" if note else "")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

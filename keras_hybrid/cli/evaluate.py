@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_hybrid.cli.printing import indented, print_table
 from keras_hybrid.cli.reading import (
+    EVALUATION,
     RESULTS,
     check_embedding,
     check_file,
@@ -18,9 +19,6 @@ from keras_hybrid.cli.reading import (
     open_source,
     read_results,
 )
-
-# An evaluation's results.json says so, and only such a file is overwritten: not a training's.
-KIND = "keras_hybrid evaluation"
 
 
 def run_evaluate(given: argparse.Namespace) -> None:
@@ -38,7 +36,7 @@ def run_evaluate(given: argparse.Namespace) -> None:
                 f"{given.model} takes no landmarks: leave --{option.replace('_', '-')} out."
             )
     results: dict[str, Any] = {
-        "kind": KIND,
+        "kind": EVALUATION,
         "model": str(given.model),
         "name": model.name,
         "parameters": model.count_params(),
@@ -125,7 +123,7 @@ def _check_out(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file; give a folder.")
     file = folder / RESULTS
-    if file.exists() and read_results(file).get("kind") != KIND:
+    if file.exists() and read_results(file).get("kind") != EVALUATION:
         raise ValueError(
             f"{file} holds other results, such as a training's; give --out another folder."
         )

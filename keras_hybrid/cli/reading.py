@@ -5,6 +5,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+# The kind of results that `evaluate` writes; only these does it overwrite, not a training's.
+EVALUATION = "keras_hybrid evaluation"
 RESULTS = "results.json"
 
 

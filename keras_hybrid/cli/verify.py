@@ -5,9 +5,11 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from keras_hybrid.cli.printing import print_facts
 from keras_hybrid.cli.reading import (
+    EVALUATION,
     RESULTS,
     check_embedding,
     check_file,
@@ -55,14 +57,18 @@ def _threshold(given: argparse.Namespace) -> tuple[float, str]:
     file = given.model.parent / RESULTS
     advice = (
         "Give --threshold, or measure one: keras-hybrid evaluate MODEL.keras --pairs pairs.txt "
-        f"--pairs-images IMAGES --out {given.model.parent}"
+        "--pairs-images IMAGES prints it."
     )
     if not file.is_file():
         raise ValueError(f"There is no threshold for {given.model}: no {file}. {advice}")
-    verification = read_results(file).get("verification") or {}
+    results = read_results(file)
+    verification = results.get("verification") or {}
     threshold = verification.get("threshold") if isinstance(verification, Mapping) else None
     if not isinstance(threshold, int | float) or not math.isfinite(threshold):
         raise ValueError(f"{file} holds no verification threshold. {advice}")
+    measured = str(results.get("model"))
+    if results.get("kind") == EVALUATION and Path(measured).stem != given.model.stem:
+        print(f"note: the threshold was measured on {measured}.", file=sys.stderr)
     flip = verification.get("flip")
     if flip is not None and flip != given.flip:
         print(

@@ -24,7 +24,8 @@ def fold_batch_normalization(model: keras.Model) -> int:
 
     The function of the model in inference stays the same up to float32 rounding. A normalisation
     is folded if its input is the output of a ``Conv2D``, ``DepthwiseConv2D`` or ``Dense`` layer
-    without activation that nothing else takes; it is left as an addition of its offset.
+    without activation that nothing else takes; it is left as an addition of its offset. Layers of
+    other classes are left alone, and so are subclasses that compute something else.
 
     Args:
         model: A built Functional or Sequential model in float32, ``channels_last``. Its statistics
@@ -34,33 +35,47 @@ def fold_batch_normalization(model: keras.Model) -> int:
         How many normalisations were folded.
     """
     layers = model._flatten_layers()
-    outputs = {id(x) for m in layers if isinstance(m, keras.Model) for x in _outputs(m)}
+    graphs = [graph for layer in layers if (graph := _graph(layer)) is not None]
+    # A layer also remembers calls of graphs that are gone, such as those of a growing Sequential.
+    nodes = {id(n) for graph in graphs for level in graph._nodes_by_depth.values() for n in level}
+    outputs = {id(x) for graph in graphs for x in graph.outputs}
     folded = 0
     for layer in layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            source = _linear_source(layer, outputs)
+        if _is_plain_normalization(layer):
+            source = _linear_source(layer, nodes, outputs)
             if source is not None:
                 _fold(layer, source)
                 folded += 1
     return folded
 
 
-def _outputs(model: keras.Model) -> list:
-    return getattr(model, "outputs", None) or []
+def _graph(layer: keras.Layer) -> keras.Model | None:
+    """Return the Functional model that a layer is, if it is one."""
+    if isinstance(layer, keras.Sequential):
+        return layer._functional
+    return layer if hasattr(layer, "_nodes_by_depth") else None
+
+
+def _is_plain_normalization(layer: keras.Layer) -> bool:
+    kind = keras.layers.BatchNormalization
+    return isinstance(layer, kind) and type(layer).call is kind.call
 
 
 def _linear_source(
-    normalization: keras.layers.BatchNormalization, outputs: set[int]
+    normalization: keras.layers.BatchNormalization, nodes: set[int], outputs: set[int]
 ) -> keras.Layer | None:
     """Return the layer to fold into, if there is one that allows it."""
-    if len(normalization._inbound_nodes) != 1:
+    calls = [node for node in normalization._inbound_nodes if id(node) in nodes]
+    if len(calls) != 1:
         return None
-    tensor = normalization._inbound_nodes[0].input_tensors[0]
+    tensor = calls[0].input_tensors[0]
     source = tensor._keras_history.operation
-    used_once = len(source._inbound_nodes) == len(source._outbound_nodes) == 1
-    if type(source) not in _CHANNEL_AXES or not used_once or id(tensor) in outputs:
+    if type(source) not in _CHANNEL_AXES or id(tensor) in outputs:
         return None
-    if source.activation is not keras.activations.linear:
+    for neighbours in (source._inbound_nodes, source._outbound_nodes):
+        if sum(id(node) in nodes for node in neighbours) != 1:
+            return None
+    if source.activation is not keras.activations.linear or getattr(source, "lora_enabled", False):
         return None
     last = len(tensor.shape) - 1
     return source if normalization.axis in (-1, last) else None

@@ -329,8 +329,9 @@ def _batches(data: Any) -> Iterable[np.ndarray]:
     """Yield arrays of rank 4 from an array or an iterable of arrays or tuples."""
     if hasattr(data, "shape"):
         data = (data,)
-    elif isinstance(data, list | tuple) and data and np.ndim(data[0]) == 3:
-        data = (np.stack([_to_numpy(image) for image in data]),)
+    elif isinstance(data, list | tuple) and data:
+        is_image = not _is_labelled(data[0]) and np.ndim(data[0]) == 3
+        data = (np.stack([_to_numpy(image) for image in data]),) if is_image else data
     for entry in data:
         array = _to_numpy(entry[0] if isinstance(entry, list | tuple) else entry)
         if array.ndim not in (3, 4):
@@ -339,6 +340,11 @@ def _batches(data: Any) -> Iterable[np.ndarray]:
                 f"batches of them, received an array of shape {array.shape}."
             )
         yield array if array.ndim == 4 else array[None]
+
+
+def _is_labelled(entry: Any) -> bool:
+    """Tell a tuple that begins with an array from an image that is made of lists."""
+    return isinstance(entry, list | tuple) and len(entry) > 0 and hasattr(entry[0], "shape")
 
 
 def _to_numpy(array: Any) -> np.ndarray:

@@ -1,6 +1,9 @@
 """Attention whose queries, keys and values come from convolutions of the tokens' grid."""
 
+import math
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_hybrid.layers.dot_product import attend, attention_map, on_cpu
@@ -105,6 +108,22 @@ class ConvolutionalProjection(keras.layers.Layer):
         x = ops.depthwise_conv(x, self.convolution.kernel, data_format="channels_last")
         return x[:, :: self.strides, :: self.strides, :]
 
+    def _means(self, grid):
+        """Return the means of squares of ``strides`` tokens, of fewer at an odd border."""
+        side = self.strides
+        present = [np.full(math.ceil(size / side), side) for size in self.grid_size]
+        for sizes, size in zip(present, self.grid_size, strict=True):
+            sizes[-1] -= len(sizes) * side - size
+        missing = [side - int(sizes[-1]) for sizes in present]
+        if any(missing):
+            # By hand: backends disagree about what lies beyond the border in padding="same".
+            grid = ops.pad(grid, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+        means = ops.average_pool(grid, side, side, padding="valid", data_format="channels_last")
+        if any(missing):
+            counts = np.outer(*present).reshape(1, len(present[0]), len(present[1]), 1)
+            means = means * ops.cast((side**2 / counts).astype("float32"), means.dtype)
+        return means
+
     def call(self, inputs, training=None):
         channels = inputs.shape[-1]
         height, width = self._output_grid()
@@ -122,9 +141,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         x = self._thinned(x) if training and self._strides_slowly(x) else self.convolution(x)
         x = self.linear(tokens(self.norm(x, training=training)))
         if self.shortcut and self.strides > 1:
-            grid = ops.average_pool(
-                grid, self.strides, self.strides, padding="same", data_format="channels_last"
-            )
+            grid = self._means(grid)
         return x + tokens(grid) if self.shortcut else x
 
     def compute_output_shape(self, input_shape):

@@ -162,9 +162,20 @@ IMAGES = np.arange(5 * 4 * 4 * 3, dtype="float64").reshape(5, 4, 4, 3)
         [IMAGES[:2], IMAGES[2:]],
         (image for image in IMAGES),
         ((batch, np.zeros(len(batch))) for batch in (IMAGES[:3], IMAGES[3:])),
+        [(image, 1) for image in IMAGES],
+        [(batch, np.zeros(len(batch))) for batch in (IMAGES[:3], IMAGES[3:])],
         [keras.ops.convert_to_tensor(IMAGES)],
     ],
-    ids=["array", "images", "batches", "generator", "labelled", "tensor"],
+    ids=[
+        "array",
+        "images",
+        "batches",
+        "generator",
+        "labelled",
+        "labelled images",
+        "labelled list",
+        "tensor",
+    ],
 )
 def test_representative_images_come_in_any_container(data):
     images = preparation.read_images(data, (4, 4, 3))

@@ -48,6 +48,11 @@ def sequential():
     )
 
 
+def nested_sequential():
+    stack = [LINEAR["convolution"](), layers.BatchNormalization(), layers.ReLU()]
+    return build(keras.Sequential(stack), LINEAR["dense"](), layers.BatchNormalization())
+
+
 def nested():
     inner = build(LINEAR["convolution"](), layers.BatchNormalization())
     return build(inner, layers.ReLU(), LINEAR["dense"](), layers.BatchNormalization())
@@ -66,10 +71,20 @@ def nested():
         for name, linear in LINEAR.items()
         for kind, options in NORMALIZATIONS.items()
     ]
-    + [pytest.param(sequential, 1, id="sequential"), pytest.param(nested, 2, id="nested")],
+    + [
+        pytest.param(sequential, 1, id="sequential"),
+        pytest.param(nested_sequential, 2, id="nested_sequential"),
+        pytest.param(nested, 2, id="nested"),
+    ],
 )
-def test_a_folded_normalization_adds_an_offset_and_the_function_stays(model, count):
+@pytest.mark.parametrize("reloaded", [False, True], ids=["", "reloaded"])
+def test_a_folded_normalization_adds_an_offset_and_the_function_stays(
+    model, count, reloaded, tmp_path
+):
     model = model()
+    if reloaded:  # as in an export
+        model.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
     before = predictions(model)
     assert fold_batch_normalization(model) == count
     for ours, theirs in zip(predictions(model), before, strict=True):
@@ -87,6 +102,18 @@ def test_a_folded_normalization_adds_an_offset_and_the_function_stays(model, cou
 class Doubled(layers.Conv2D):
     def call(self, inputs):
         return 2 * super().call(inputs)
+
+
+class Shifted(layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return 1 + super().call(inputs, training=training, mask=mask)
+
+
+def adapted():
+    linear = layers.Dense(8)
+    model = build(linear, layers.BatchNormalization())
+    linear.enable_lora(2)
+    return model
 
 
 def shared():
@@ -125,6 +152,8 @@ def normalization_used_twice():
             lambda: build(layers.Conv2D(8, 3), layers.BatchNormalization(axis=1)), id="other_axis"
         ),
         pytest.param(lambda: build(Doubled(8, 3), layers.BatchNormalization()), id="a_subclass"),
+        pytest.param(lambda: build(layers.Conv2D(8, 3), Shifted()), id="other_normalization"),
+        pytest.param(adapted, id="a_layer_with_lora"),
         pytest.param(shared, id="a_shared_layer"),
         pytest.param(branched, id="another_branch"),
         pytest.param(also_an_output, id="also_an_output"),

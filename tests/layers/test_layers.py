@@ -403,6 +403,21 @@ def test_convolutional_projection_is_the_formula(first, strides, options):
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(5, 5), (4, 6), (2, 7)], ids=str)
+@pytest.mark.parametrize("strides", [2, 3, 4])
+def test_the_shortcut_is_the_mean_of_the_tokens_that_are_there(grid, strides):
+    x = RANDOM.normal(size=(BATCH, *grid, WIDTH)).astype("float32")
+    layer = layers.ConvolutionalProjection(grid, False, strides, shortcut=True)
+    layer.build((BATCH, grid[0] * grid[1], WIDTH))
+    rows, columns = (range(0, size, strides) for size in grid)
+    expected = [
+        [x[:, i : i + strides, j : j + strides].mean(axis=(1, 2)) for j in columns] for i in rows
+    ]
+    expected = np.moveaxis(np.array(expected), 2, 0)
+    assert expected.shape[1:3] == layer._output_grid()
+    np.testing.assert_allclose(numpy(layer._means(ops.convert_to_tensor(x))), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{}, {"shortcut": True, "scale": 0.3}], ids=str)
 def test_convolutional_projection_attention_is_the_formula(options):
     x = RANDOM.normal(size=(BATCH, 1 + TOKENS, WIDTH)).astype("float32")
