@@ -1,8 +1,9 @@
-// Keeps the page for offline use: everything it is made of, and what it has asked for beside that.
+// Keeps the page for offline use: the files it is made of, and nothing else of this address. A model
+// or detector named in the address is kept by the page itself (src/main.js).
 //
 // The network comes first, so that a new version is never hidden by an old one.
 
-const CACHE = "keras-hybrid-browser";
+const CACHE = "keras-hybrid-browser-files";
 const FILES = [
   "./",
   "style.css",
@@ -22,25 +23,49 @@ const FILES = [
   "vendor/onnxruntime/ort-wasm-simd-threaded.mjs",
   "vendor/onnxruntime/ort-wasm-simd-threaded.wasm",
 ];
+const ADDRESSES = new Set(FILES.map((file) => new URL(file, self.location).href));
 
 self.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)));
+  self.skipWaiting();
+  event.waitUntil(Promise.all(FILES.map(keep)));
 });
 
-self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+self.addEventListener("activate", (event) => {
+  // Former versions kept whatever this address answered, other programs' answers included.
+  event.waitUntil(caches.delete("keras-hybrid-browser").then(() => self.clients.claim()));
+});
 
 self.addEventListener("fetch", (event) => {
-  if (event.request.method === "GET") event.respondWith(answer(event.request));
+  const address = addressOf(event.request);
+  // Other programs may answer at this address too: what is theirs goes to the network untouched.
+  if (ADDRESSES.has(address)) event.respondWith(answer(event.request, address));
 });
 
-async function answer(request) {
+async function keep(file) {
+  const response = await fetch(file);
+  if (!mayBeKept(response)) throw new Error(`${file} may not be kept.`);
+  await (await caches.open(CACHE)).put(file, response);
+}
+
+/** What a file is kept under: one entry, whatever is asked for behind the question mark. */
+function addressOf({ method, url }) {
+  const { origin, pathname } = new URL(url);
+  return method === "GET" ? origin + pathname.replace(/\/index\.html$/, "/") : null;
+}
+
+function mayBeKept(response) {
+  return response.ok && !/\bno-store\b/i.test(response.headers.get("Cache-Control") ?? "");
+}
+
+async function answer(request, address) {
   const cache = await caches.open(CACHE);
   try {
     const response = await fetch(request);
-    if (response.ok) await cache.put(request, response.clone());
+    // A full disk must not cost the answer.
+    if (mayBeKept(response)) await cache.put(address, response.clone()).catch(() => {});
     return response;
   } catch (error) {
-    const kept = await cache.match(request, { ignoreSearch: true });
+    const kept = await cache.match(address);
     if (kept) return kept;
     throw error;
   }

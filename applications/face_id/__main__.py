@@ -1,6 +1,8 @@
 """Start the program: ``python -m applications.face_id --model … --detector … --gallery …``."""
 
 import argparse
+import ipaddress
+import socket
 import sys
 from pathlib import Path
 
@@ -35,10 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--host",
+        type=_host,
         default="127.0.0.1",
-        help="address to listen on (default: 127.0.0.1, this machine alone)",
+        help="address or host name to listen on, as browsers use it "
+        "(default: 127.0.0.1, this machine alone)",
     )
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8010, help="(default: 8010)")
     given = parser.parse_args(arguments)
     try:
         app = _build(given)
@@ -47,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     import uvicorn
 
-    print(f"Open http://{given.host}:{given.port} in a browser; Ctrl+C ends the program.")
+    print(
+        f"Open http://{_in_address(given.host)}:{given.port} in a browser; Ctrl+C ends the program."
+    )
     # No access log: it would name the enrolled.
     uvicorn.run(
         app,
@@ -58,6 +64,27 @@ def main(arguments: list[str] | None = None) -> int:
         limit_concurrency=32,
     )
     return 0
+
+
+def _host(text: str) -> str:
+    """An address in the spelling that browsers send, or a name."""
+    flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
+    try:
+        found = socket.getaddrinfo(text or None, 0, type=socket.SOCK_STREAM, flags=flags)
+    except socket.gaierror:
+        return text
+    address = ipaddress.ip_address(found[0][4][0])
+    if address.is_unspecified:
+        # Browsers never send it as the Host, by which requests are let in.
+        raise argparse.ArgumentTypeError(
+            f"{text!r} means every address of this machine; give the address or the host name that "
+            "browsers will use"
+        )
+    return str(address)
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _rate(text: str) -> float:
@@ -85,9 +112,10 @@ def _build(given: argparse.Namespace):
             "python -m applications.face_id.calibrate measures the threshold.",
             file=sys.stderr,
         )
-    if given.host not in LOOPBACK:
+    host = _in_address(given.host)
+    if host not in LOOPBACK:
         print(
-            f"warning: everybody who reaches {given.host} may use this program: nobody logs in, "
+            f"warning: everybody who reaches {host} may use this program: nobody logs in, "
             "and nothing is encrypted.",
             file=sys.stderr,
         )
@@ -96,7 +124,7 @@ def _build(given: argparse.Namespace):
         Gallery(given.gallery, model),
         calibration,
         false_accepts=given.false_accepts,
-        hosts=(*LOOPBACK, given.host),
+        hosts=(*LOOPBACK, host),
     )
 
 

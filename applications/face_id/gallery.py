@@ -93,7 +93,11 @@ class Gallery:
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(self.path, check_same_thread=False)
-            self._open()
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
         except OSError as error:
             raise ValueError(f"--gallery {path}: {error.strerror}.") from error
         except sqlite3.Error as error:
@@ -101,19 +105,20 @@ class Gallery:
         self._read()
 
     def _open(self) -> None:
-        for pragma in (
-            "foreign_keys = ON",
-            "secure_delete = ON",
-            "temp_store = MEMORY",
-            "journal_mode = DELETE",
-        ):
+        for pragma in ("foreign_keys = ON", "secure_delete = ON", "temp_store = MEMORY"):
             self._db.execute(f"PRAGMA {pragma}")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        # The journal's mode is written into the file: not before it is known to be a gallery.
         if version == 0:
+            if self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise sqlite3.DatabaseError("it holds other tables")
+            self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        elif version != _VERSION:
+            return
+        if version != _VERSION:
             raise sqlite3.DatabaseError(f"its version is {version}, {_VERSION} is known")
         self._db.execute("SELECT person, model, embedding, crop FROM photographs LIMIT 1")
+        self._db.execute("PRAGMA journal_mode = DELETE")
 
     def close(self) -> None:
         """Close the file."""
@@ -231,8 +236,10 @@ class Gallery:
         with self._db:
             self._db.execute(statement, [number])
             self._db.execute("DELETE FROM people WHERE id NOT IN (SELECT person FROM photographs)")
-        self._db.execute("VACUUM")
-        self._read()
+        try:
+            self._db.execute("VACUUM")
+        finally:  # the rows are gone even where the disk is too full to rewrite the file
+            self._read()
 
     def nearest(self, embedding: np.ndarray, person: int | None = None) -> Match:
         """Find the most similar photograph.

@@ -30,7 +30,7 @@ from applications.face_id.refusal import Refusal
 
 __all__ = ["LOOPBACK", "Judge", "create_app"]
 
-LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 _PAGE = Path(__file__).parent / "page"
 # None of these can be sent from another site's page without the browser asking first.
@@ -65,7 +65,7 @@ def create_app(
         calibration: Of the recogniser's model; without one there are similarities and no verdicts.
         false_accepts: How often a stranger may be given a name, in (0, 1). The threshold follows
             from it and from how many photographs the stranger's is compared with.
-        hosts: Names under which a browser may address the program.
+        hosts: Names under which a browser may address the program, IPv6 in brackets.
         photographs_per_minute: More are refused.
     """
     app = FastAPI(title="Face ID", docs_url=None, redoc_url=None, openapi_url=None)

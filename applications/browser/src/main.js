@@ -8,6 +8,7 @@ import { FaceModel, similarity } from "./model.js";
 import { Photograph } from "./photograph.js";
 
 const DEFAULT_SIZE = 112;
+const CACHE = "keras-hybrid-browser-models"; // of the files named in the address
 
 const element = (id) => document.getElementById(id);
 const photographs = ["First photograph", "Second photograph"].map(
@@ -170,20 +171,54 @@ async function loadFromAddress() {
     ["model", loadModel],
     ["detector", loadDetector],
   ]) {
-    if (!given.has(key)) continue;
-    const response = await fetch(given.get(key));
-    if (!response.ok) throw new Error(`${given.get(key)} cannot be read (${response.status}).`);
-    await load(new Uint8Array(await response.arrayBuffer()), given.get(key));
+    if (given.has(key)) await load(await download(given.get(key)), given.get(key));
   }
 }
 
-async function prepareOffline() {
+/** Read a file named in the address, and keep it for the time when there is no network. */
+async function download(address) {
+  // There is no cache on an address that is not secure.
+  const cache = await globalThis.caches?.open(CACHE).catch(() => undefined);
+  let response;
+  try {
+    response = await fetch(address);
+  } catch (error) {
+    response = await cache?.match(address);
+    if (!response) throw error;
+    return new Uint8Array(await response.arrayBuffer());
+  }
+  if (!response.ok) throw new Error(`${address} cannot be read (${response.status}).`);
+  if (!/\bno-store\b/i.test(response.headers.get("Cache-Control") ?? "")) {
+    // A full disk must not cost the model; prepareOffline looks for what is missing.
+    await cache?.put(address, response.clone()).catch(() => {});
+  }
+  return new Uint8Array(await response.arrayBuffer());
+}
+
+/** Wait until the page and, once they are loaded, the files named in the address are kept. */
+async function prepareOffline(loading) {
   if (!("serviceWorker" in navigator)) {
     return "This address is not secure (https or localhost), so the page cannot be kept for offline use.";
   }
-  await navigator.serviceWorker.register("service-worker.js");
-  await navigator.serviceWorker.ready;
+  const { installing } = await navigator.serviceWorker.register("service-worker.js");
+  await Promise.race([navigator.serviceWorker.ready, failure(installing)]);
+  await loading;
+  const given = new URLSearchParams(location.search);
+  const named = ["model", "detector"].map((key) => given.get(key)).filter((name) => name !== null);
+  const cache = await caches.open(CACHE);
+  const kept = await Promise.all(named.map((name) => cache.match(name)));
+  const missing = named.filter((name, index) => !kept[index]);
+  if (missing.length) throw new Error(`${missing.join(", ")} could not be stored.`);
   return "This page works without a network now.";
+}
+
+/** Fails when the worker cannot be installed, of which `ready` says nothing. */
+function failure(worker) {
+  return new Promise((resolve, reject) =>
+    worker?.addEventListener("statechange", () => {
+      if (worker.state === "redundant") reject(new Error("the page's files could not be stored."));
+    }),
+  );
 }
 
 element("photographs").append(...photographs.map((photograph) => photograph.element));
@@ -196,8 +231,7 @@ element("threshold").addEventListener("input", compare);
 acceptDrops(document.body, null);
 photographs.forEach((photograph) => acceptDrops(photograph.element, photograph));
 refresh();
-attempt(loadFromAddress);
-prepareOffline()
+prepareOffline(attempt(loadFromAddress))
   .then((text) => (element("offline").textContent = text))
   .catch(
     (error) => (element("offline").textContent = `Not kept for offline use: ${error.message}`),

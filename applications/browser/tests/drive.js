@@ -27,10 +27,14 @@ const browser = await chromium.launch({
 });
 try {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
-  context.on("request", (request) => answer.requests.push(request.url()));
-  const page = await context.newPage();
-  page.setDefaultTimeout(120_000);
-  page.on("pageerror", (error) => answer.pageErrors.push(error.message));
+  const open = async (context) => {
+    context.on("request", (request) => answer.requests.push(request.url()));
+    const page = await context.newPage();
+    page.setDefaultTimeout(120_000);
+    page.on("pageerror", (error) => answer.pageErrors.push(error.message));
+    return page;
+  };
+  let page = await open(context);
 
   const text = (selector) => page.locator(selector).innerText();
   const until = (selector, pattern) =>
@@ -170,11 +174,49 @@ try {
     answer.detectionNote = await text("section:nth-child(1) > .note");
   }
 
-  // Without the server: the page from the service worker's cache.
+  // A full disk.
+  const named = `${job.url}?model=${job.models[0]}&threshold=1`;
+  page = await open(await browser.newContext());
+  await page.addInitScript(() => {
+    Cache.prototype.put = () => Promise.reject(new DOMException("full", "QuotaExceededError"));
+  });
+  await page.goto(named);
+  await until("#offline", ".");
+  answer.fullDisk = { offlineNote: await text("#offline"), modelNote: await text("#model-note") };
+
+  // A first visit with a model named in the address, after a version that kept every answer.
+  page = await open(await browser.newContext());
+  await page.goto(`${job.url}${job.photograph}`);
+  await page.evaluate(async (url) => {
+    await (await caches.open("keras-hybrid-browser")).put(url, new Response("kept"));
+  }, job.photograph);
+  await page.goto(named);
+  await until("#offline", ".");
+  answer.firstOfflineNote = await text("#offline");
+  const isOldKept = () => page.evaluate(() => caches.has("keras-hybrid-browser"));
+  for (let tries = 0; tries < 50 && (await isOldKept()); tries++) await page.waitForTimeout(100);
+  // What another program at the same address would answer.
+  for (const url of [job.photograph, "style.css?no-store"]) {
+    await page.evaluate(async (url) => (await fetch(url)).arrayBuffer(), url);
+  }
+  answer.kept = await page.evaluate(async () => {
+    const kept = {};
+    for (const name of await caches.keys()) {
+      const cache = await caches.open(name);
+      for (const request of await cache.keys()) {
+        kept[request.url] = (await cache.match(request)).headers.get("Cache-Control");
+      }
+    }
+    return kept;
+  });
+
+  // Without the server.
   const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
   process.stdout.write("stop the server\n");
   await lines.next();
-  await page.goto(`${job.url}?model=${job.models[0]}&threshold=1`);
+  await page.goto(named);
+  await until("#offline", ".");
+  answer.lastOfflineNote = await text("#offline");
   await until("#model-note", "×");
   await choose(0, job.crops[0]);
   await choose(1, job.crops[1]);

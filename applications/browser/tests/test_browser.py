@@ -205,12 +205,16 @@ def test_the_command_line_takes_the_commands_of_the_page():
         given.check(given)
 
 
-def test_the_service_worker_keeps_every_file():
+def kept_files() -> list[str]:
+    """What the service worker says that the page is made of."""
     text = (PAGE / "service-worker.js").read_text("utf-8")
-    kept = re.findall(r'^  "(.+)",$', text, re.M)
+    return re.findall(r'^  "(.+)",$', text, re.M)
+
+
+def test_the_service_worker_keeps_every_file():
     vendored = re.findall(r'^  "(.+)": "', (PAGE / "vendor.js").read_text("utf-8"), re.M)
     sources = [f"src/{path.name}" for path in (PAGE / "src").iterdir()]
-    assert sorted(kept) == sorted(
+    assert sorted(kept_files()) == sorted(
         ["./", "style.css", *sources, *(f"vendor/{name}" for name in vendored)]
     )
 
@@ -218,6 +222,11 @@ def test_the_service_worker_keeps_every_file():
 class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+    def end_headers(self):
+        if self.path.endswith("?no-store"):
+            self.send_header("Cache-Control", "private, no-store")
+        super().end_headers()
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +391,27 @@ def test_the_page_needs_no_server_once_loaded(walk):
     assert walk["offlineNote"] == "This page works without a network now."
     said = re.match(r"Similarity [-.\d]+: different", walk["withoutServer"])
     assert said and walk["different"].startswith(said[0])
+
+
+def test_a_model_named_at_the_first_visit_is_kept(walk):
+    for note in ("firstOfflineNote", "lastOfflineNote"):
+        assert walk[note] == "This page works without a network now."
+    assert walk["given"]["url"] + "float.tflite" in walk["kept"]
+
+
+def test_nothing_but_the_page_and_the_named_model_is_kept(walk):
+    """Another program at the same address must not find its answers in the browser."""
+    files = [name.removeprefix("./") for name in kept_files()]
+    assert sorted(walk["kept"]) == sorted(
+        walk["given"]["url"] + name for name in [*files, "float.tflite"]
+    )
+    assert set(walk["kept"].values()) == {None}  # the style sheet was answered with no-store too
+
+
+def test_a_full_disk_costs_the_copy_and_not_the_model(walk):
+    assert walk["fullDisk"]["modelNote"].endswith("32×32, float32")
+    said = "Not kept for offline use: float.tflite could not be stored."
+    assert walk["fullDisk"]["offlineNote"] == said
 
 
 def test_nothing_beyond_the_server_is_asked(walk):

@@ -25,7 +25,7 @@ CALIBRATION = Calibration(
     same_pairs=100,
     points=(Point(1e-4, 0.9, 0.8), Point(1e-3, 0.7, 0.9), Point(1e-2, 0.5, 1.0)),
 )
-URL = "http://127.0.0.1:8000"
+URL = "http://127.0.0.1:8010"
 
 
 class Tiles:

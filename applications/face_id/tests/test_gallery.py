@@ -79,6 +79,23 @@ def test_a_person_goes_with_the_last_photograph(gallery, gallery_file):
     assert gallery.add("Ben", first) > max(numbers)  # numbers are not used again
 
 
+def test_nobody_is_found_whose_file_could_not_be_rewritten(gallery):
+    ana, ben = vectors(2)
+    numbers = {name: gallery.add(name, vector) for name, vector in (("Ana", ana), ("Ben", ben))}
+
+    def refuse_vacuum(action, *_):  # which attaches the database that it copies to
+        return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
+
+    gallery._db.set_authorizer(refuse_vacuum)
+    with pytest.raises(sqlite3.DatabaseError, match="authori"):
+        gallery.delete_person(gallery.named("Ana").id)
+    assert gallery.nearest(ana).person == gallery.named("Ben").id
+    with pytest.raises(sqlite3.DatabaseError, match="authori"):
+        gallery.delete_photograph(numbers["Ben"])
+    with pytest.raises(Refusal, match="Nobody is enrolled"):
+        gallery.nearest(ana)
+
+
 def test_another_process_deletes(gallery, gallery_file):
     (vector,) = vectors(1)
     gallery.add("Ana", vector)
@@ -134,5 +151,19 @@ def test_other_files_are_not_galleries(tmp_path):
     database.close()
     with pytest.raises(ValueError, match="its version is 7"):
         Gallery(later, "model")
+    for version, reason in ((0, "it holds other tables"), (1, "no such table: photographs")):
+        foreign = tmp_path / "foreign.db"
+        foreign.unlink(missing_ok=True)
+        database = sqlite3.connect(foreign)
+        database.executescript(
+            f"PRAGMA journal_mode = WAL; PRAGMA user_version = {version};"
+            "CREATE TABLE letters (text); INSERT INTO letters VALUES ('Dear Ana');"
+        )
+        database.close()
+        before = foreign.read_bytes()
+        with pytest.raises(ValueError, match=rf"foreign\.db is not a gallery: {reason}\.$"):
+            Gallery(foreign, "model")
+        assert foreign.read_bytes() == before
+        assert list(tmp_path.glob("foreign*")) == [foreign]  # and no journal beside it
     with pytest.raises(ValueError, match="No such file or directory"):
         Gallery(tmp_path / "missing" / "gallery.db", "model")

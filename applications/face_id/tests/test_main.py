@@ -1,4 +1,8 @@
+import re
+from pathlib import Path
+
 import pytest
+from fastapi.testclient import TestClient
 
 from applications.face_id import recogniser
 from applications.face_id.__main__ import main
@@ -19,7 +23,7 @@ def arguments(tmp_path, monkeypatch):
 def started(monkeypatch):
     """What the server was started with."""
     options = {}
-    monkeypatch.setattr("uvicorn.run", lambda app, **given: options.update(given))
+    monkeypatch.setattr("uvicorn.run", lambda app, **given: options.update(given, app=app))
     return options
 
 
@@ -35,6 +39,40 @@ def test_it_is_said_when_there_is_no_calibration_or_no_loopback(arguments, start
     assert started["host"] == "192.168.0.2"
     said = capsys.readouterr().err
     assert "shown without a verdict" in said and "nobody logs in" in said
+
+
+def test_its_port_is_not_that_of_the_page_that_compares_two_faces(arguments, started):
+    """What a browser keeps for one of two programs at an address, the other meets."""
+    page = Path(main.__code__.co_filename).parents[1] / "browser" / "README.md"
+    (other,) = re.findall(r"http\.server .* (\d+)$", page.read_text("utf-8"), re.M)
+    assert main(arguments) == 0
+    assert started["port"] == 8010 != int(other)
+
+
+@pytest.mark.parametrize("host", ["::1", "0:0:0:0:0:0:0:1"])
+def test_ipv6_stands_in_brackets(arguments, started, host, capsys):
+    assert main([*arguments, "--host", host]) == 0
+    assert started["host"] == "::1"
+    said = capsys.readouterr()
+    assert "Open http://[::1]:8010 in" in said.out and "nobody logs in" not in said.err
+    client = TestClient(started["app"])
+    for asked, status in (("[::1]:8010", 200), ("[::2]:8010", 400)):
+        assert client.get("/", headers={"host": asked}).status_code == status
+
+
+def test_another_address_of_ipv6_is_let_in_and_warned_of(arguments, started, capsys):
+    assert main([*arguments, "--host", "FD00::2"]) == 0
+    assert "everybody who reaches [fd00::2] may use" in capsys.readouterr().err
+    answer = TestClient(started["app"]).get("/", headers={"host": "[fd00::2]:8010"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "0", "::", "0::0", ""])
+def test_an_address_that_no_browser_sends_is_refused(arguments, started, host, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "--host", host])
+    assert "the host name that browsers will use" in capsys.readouterr().err
+    assert started == {}
 
 
 def test_a_calibration_of_another_model_stops_the_program(arguments, started, tmp_path, capsys):

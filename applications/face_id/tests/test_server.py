@@ -234,7 +234,7 @@ def test_too_many_photographs_are_refused(open_client):
 # From elsewhere
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8000", "192.168.0.2"])
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8010", "192.168.0.2"])
 @pytest.mark.parametrize("path", ["/", "/api/gallery"])
 def test_another_host_name_is_refused(client, host, path):
     """A page whose name was bound to 127.0.0.1 after it was loaded sends its own name."""
