@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -81,8 +82,9 @@ class ClassificationResult:
         recall_weighted: Recall averaged by support; equals top-1.
         f1_weighted: F1 averaged by support.
         per_class: Each class's figures, in class order.
-        confusion_matrix: Counts, int64 (classes, classes): row the true class, column the
-            predicted one.
+        confusions: The entries of the confusion matrix that are not 0, row by row, int64
+            (entries, 3): the true class, the predicted one, the number of images. Unlike the
+            matrix, it does not grow with the square of the classes.
         class_names: The classes' names, in order.
     """
 
@@ -94,13 +96,26 @@ class ClassificationResult:
     recall_weighted: float
     f1_weighted: float
     per_class: tuple[ClassMetrics, ...] = field(repr=False)
-    confusion_matrix: np.ndarray = field(repr=False)
+    confusions: np.ndarray = field(repr=False)
     class_names: tuple[str, ...] = field(repr=False)
+
+    @functools.cached_property
+    def confusion_matrix(self) -> np.ndarray:
+        """Counts, int64 (classes, classes): row the true class, column the predicted one.
+
+        It is made when it is first asked for: 85,742 identities would take 55 GiB.
+        """
+        true, predicted, counts = self.confusions.T
+        matrix = np.zeros((len(self.class_names),) * 2, "int64")
+        matrix[true, predicted] = counts
+        matrix.setflags(write=False)
+        return matrix
 
     @property
     def top1(self) -> float:
         """Share of images whose class has the highest score."""
-        return float(np.trace(self.confusion_matrix) / self.confusion_matrix.sum())
+        true, predicted, counts = self.confusions.T
+        return float(counts[true == predicted].sum() / counts.sum())
 
     @property
     def top5(self) -> float:
@@ -113,21 +128,23 @@ class ClassificationResult:
             raise ValueError(f"The report was made with top_k={tuple(self.top_k)}, without 5.")
         return self.top_k[5]
 
+    @property
+    def _images(self) -> int:
+        return int(self.confusions[:, 2].sum())
+
     def most_confused(self, n: int = 10) -> list[Confusion]:
         """Return the ``n`` most frequent mistakes, most frequent first, then in class order."""
-        mistakes = self.confusion_matrix.copy()
-        np.fill_diagonal(mistakes, 0)
-        support = self.confusion_matrix.sum(axis=1)
-        order = np.argsort(-mistakes, axis=None, kind="stable")[: max(n, 0)]
+        true, predicted, _ = self.confusions.T
+        mistakes = self.confusions[true != predicted]
+        order = np.argsort(-mistakes[:, 2], kind="stable")[: max(n, 0)]
         return [
             Confusion(
                 true=self.class_names[true],
                 predicted=self.class_names[predicted],
-                count=int(mistakes[true, predicted]),
-                share=float(mistakes[true, predicted] / support[true]),
+                count=count,
+                share=count / self.per_class[true].support,
             )
-            for true, predicted in zip(*np.unravel_index(order, mistakes.shape), strict=True)
-            if mistakes[true, predicted]
+            for true, predicted, count in mistakes[order].tolist()
         ]
 
     def to_dict(self) -> dict[str, object]:
@@ -140,7 +157,7 @@ class ClassificationResult:
             "precision_weighted": self.precision_weighted,
             "recall_weighted": self.recall_weighted,
             "f1_weighted": self.f1_weighted,
-            "images": int(self.confusion_matrix.sum()),
+            "images": self._images,
             "classes": len(self.class_names),
         }
 
@@ -155,9 +172,7 @@ class ClassificationResult:
             )
             for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1"))
         ]
-        lines.append(
-            ("images", f"{self.confusion_matrix.sum():,} of {len(self.class_names):,} classes")
-        )
+        lines.append(("images", f"{self._images:,} of {len(self.class_names):,} classes"))
         return "\n".join(f"{name:<28} {value}" for name, value in lines)
 
 
@@ -208,7 +223,7 @@ def classification_report(
         top_k: Which top-k rates to compute. One with k ≥ classes is 1 by definition.
 
     Returns:
-        Rates, averages, the per-class table and the confusion matrix.
+        Rates, averages, the per-class table and the confusions.
 
     Raises:
         ValueError: If shapes disagree, there are no images, a score is NaN, or a class id or a k
@@ -217,7 +232,7 @@ def classification_report(
     scores = np.asarray(scores)
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"scores must have shape (n, classes), not empty; got {scores.shape}.")
-    if np.isnan(scores.astype("float32")).any():
+    if np.isnan(scores.astype("float32", copy=False)).any():
         raise ValueError("scores has NaN values.")
     count, classes = scores.shape
     y_true = _class_ids(y_true, count, classes)
@@ -225,15 +240,18 @@ def classification_report(
     if not top_k or min(top_k) < 1:
         raise ValueError(f"top_k must hold integers of at least 1, got {top_k!r}.")
 
-    predicted = scores.argmax(axis=1)
-    matrix = np.bincount(y_true * classes + predicted, minlength=classes**2)
-    matrix = matrix.reshape(classes, classes).astype("int64")
-    matrix.setflags(write=False)
+    predicted = scores.argmax(axis=1).astype("int64")
     own = np.take_along_axis(scores, y_true[:, None], axis=1)
     tied_before = (scores == own) & (np.arange(classes) < y_true[:, None])
     places = (scores > own).sum(axis=1) + tied_before.sum(axis=1)
 
-    hits, support, given = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    hits, support, given = (
+        np.bincount(ids, minlength=classes)
+        for ids in (y_true[y_true == predicted], y_true, predicted)
+    )
+    kinds, counts = np.unique(y_true * classes + predicted, return_counts=True)
+    confusions = np.stack([*np.divmod(kinds, classes), counts], axis=1).astype("int64")
+    confusions.setflags(write=False)
     precision = hits / np.maximum(given, 1)
     recall = hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(support + given, 1)
@@ -263,7 +281,7 @@ def classification_report(
             )
             for index in range(classes)
         ),
-        confusion_matrix=matrix,
+        confusions=confusions,
         class_names=names,
     )
 
@@ -368,7 +386,7 @@ def identify(
 def _class_ids(y_true: ArrayLike, count: int, classes: int) -> np.ndarray:
     y_true = np.asarray(y_true)
     if y_true.shape == (count, classes) and y_true.ndim == 2 and classes > 1:
-        return y_true.argmax(axis=1)
+        return y_true.argmax(axis=1).astype("int64")
     if y_true.shape == (count, 1):
         y_true = y_true[:, 0]
     if y_true.shape != (count,):

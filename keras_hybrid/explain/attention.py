@@ -5,6 +5,7 @@ Rollout: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers" (ACL
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.explain.graph import ancestors, parents_of_calls
 from keras_hybrid.explain.interception import float_batches, intercepted
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 
@@ -117,7 +119,9 @@ def attention_rollout(model: keras.Model, images: Any, *, batch_size: int = 32) 
     mix no tokens: so do MLPs, and convolutions do not.
 
     Args:
-        model: As `attention_maps`; all layers must have the same tokens, as queries and as keys.
+        model: As `attention_maps`, with its graph known (Functional or Sequential), if it has more
+            than one such layer. All must have the same tokens, as queries and as keys, and each
+            must work on what comes from the one before it: the members of an ensemble do not.
         images: Array (batch, height, width, channels), as the model takes them.
         batch_size: Images that run through the model at a time.
 
@@ -128,7 +132,8 @@ def attention_rollout(model: keras.Model, images: Any, *, batch_size: int = 32) 
 
     Raises:
         ValueError: If the model has no self-attention layer, layers differ in their number of
-            tokens, have fewer keys or attend within windows, or ``images`` has not that shape.
+            tokens, have fewer keys, attend within windows or run side by side, the graph of a model
+            with several is not known, or ``images`` has not that shape.
     """
     maps = attention_maps(model, images, batch_size=batch_size)
     windowed = [name for name, scores in maps.items() if len(scores) != len(images)]
@@ -143,6 +148,8 @@ def attention_rollout(model: keras.Model, images: Any, *, batch_size: int = 32) 
             "Rollout needs the same tokens in all attention layers of the model; it has layers of "
             f"{sorted(shapes)} (queries, keys)."
         )
+    if len(maps) > 1:
+        _check_one_after_another(model)
     rollout = None
     for scores in maps.values():
         mixed = (scores.mean(axis=1) + np.eye(scores.shape[-1], dtype="float32")) / 2
@@ -242,6 +249,31 @@ def _layers(
             yield layer, f"{prefix}{layer.name}"
         elif isinstance(layer, keras.Model):
             yield from _layers(layer, method, f"{prefix}{layer.name}/")
+
+
+def _check_one_after_another(model: keras.Model) -> None:
+    """Raise ValueError unless each attention layer works on what comes from the one before it."""
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        raise ValueError(
+            "Rollout needs to know which attention layer reads which; the graph of model "
+            f"{model.name!r} is not known."
+        )
+    parents = parents_of_calls(model)
+    inner = {
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.Model) and any(_layers(layer, "attention_scores"))
+    }
+    calls = [call for call in parents if hasattr(call[0], "attention_scores") or call[0] in inner]
+    for former, latter in itertools.pairwise(calls):
+        if former not in ancestors(parents, latter):
+            raise ValueError(
+                "Rollout needs attention layers that work one after another; in model "
+                f"{model.name!r} nothing leads from {former[0].name!r} to {latter[0].name!r}. "
+                "`attention_maps` has the map of each."
+            )
+    for layer in inner:
+        _check_one_after_another(layer)
 
 
 def _convolutional_source(

@@ -93,14 +93,15 @@ def most_confused_pairs(
         # A mean of products is a product of means.
         means = np.add.reduceat(rows, begins[:-1], axis=0) / np.diff(begins)[:, np.newaxis]
         best = _highest(means, np.arange(len(people)), n)
+    people = people.tolist()  # plain Python labels, whatever the array's dtype
     pairs = []
     for first, second, score in best:
         images = [slice(begins[who], begins[who + 1]) for who in (first, second)]
         row, column = _closest(rows[images[0]], rows[images[1]])
         pairs.append(
             ConfusedPair(
-                first=people[first].item(),
-                second=people[second].item(),
+                first=people[first],
+                second=people[second],
                 similarity=float(np.clip(score, -1, 1)),
                 first_image=int(order[begins[first] + row]),
                 second_image=int(order[begins[second] + column]),

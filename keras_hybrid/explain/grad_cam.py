@@ -13,12 +13,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.explain.graph import ancestors, is_attention, parents_of_calls
 from keras_hybrid.explain.grid import has_class_token, on_grid, token_grid
 from keras_hybrid.explain.interception import float_batches, intercepted
 
 __all__ = ["default_layer", "default_layers", "grad_cam"]
 
-_KERAS_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 # Float16 gradients below 6e-8 vanish. The map is normalised, so a factor on the score is free.
 _HALF_PRECISION_SCALE = 1024.0
 
@@ -114,11 +114,11 @@ def default_layers(model: keras.Model) -> list[str]:
     """
     _check_model(model)
     size = tuple(model.inputs[0].shape[1:3])
-    parents = _graph(model)
+    parents = parents_of_calls(model)
     calls = list(parents)
     operations = [operation for operation, _ in calls]
     read_by_attention = {
-        parents[call][0] for call in calls if _is_attention(call[0]) and parents[call]
+        parents[call][0] for call in calls if is_attention(call[0]) and parents[call]
     }
 
     def leads_class_token(call) -> bool:
@@ -136,24 +136,16 @@ def default_layers(model: keras.Model) -> list[str]:
             and (call in read_by_attention or not leads_class_token(call))
         )
 
-    def ancestors(call, stop=()) -> set:
-        found, pending = set(), list(parents[call])
-        while pending:
-            parent = pending.pop()
-            if parent not in found:
-                found.add(parent)
-                pending += [] if parent in stop else parents[parent]
-        return found
-
     maps = {call for call in calls if is_map(call)}
-    last = maps & ancestors(calls[-1], stop=maps)
+    last = maps & ancestors(parents, calls[-1], stop=maps)
     # The class token's residual connections lead to every block: its last attention stands for all.
     for call in [call for call in last if leads_class_token(call)]:
-        last -= ancestors(call)
+        last -= ancestors(parents, call)
     # What is made of another of them alone (a projection beside a pooling) shows nothing more.
     for call in sorted(last, key=calls.index, reverse=True):
         others = last - {call}
-        if not any(isinstance(op, keras.layers.InputLayer) for op, _ in ancestors(call, others)):
+        behind = ancestors(parents, call, stop=others)
+        if not any(isinstance(operation, keras.layers.InputLayer) for operation, _ in behind):
             last = others
     if not last:
         raise ValueError(
@@ -168,10 +160,6 @@ def default_layers(model: keras.Model) -> list[str]:
         for call in last
     }
     return [layer.name for layer in model.layers if layer in chosen]
-
-
-def _is_attention(operation) -> bool:
-    return hasattr(operation, "attention_scores") or isinstance(operation, _KERAS_ATTENTION)
 
 
 def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> np.ndarray:
@@ -262,39 +250,6 @@ def _check_model(model: keras.Model) -> None:
             "Grad-CAM takes models with one output (batch, classes), got outputs of the shapes "
             f"{[tuple(tensor.shape) for tensor in outputs]}."
         )
-
-
-def _graph(model: keras.Model) -> dict[tuple[Any, int], list[tuple[Any, int]]]:
-    """Return the calls between image and score, each after its inputs, and what each reads.
-
-    A call is an operation and the number of its node. Of attention the tokens alone are read: a
-    bias on its logits is no evidence.
-    """
-    graph: dict[tuple[Any, int], list] = {}
-    parents: dict[tuple[Any, int], list] = {}
-
-    def call_of(tensor):
-        history = tensor._keras_history
-        return history.operation, history.node_index
-
-    pending = [call_of(tensor) for tensor in model.outputs]
-    roots = {call_of(tensor) for tensor in model.inputs}
-    while pending:
-        call = pending[-1]
-        if call in graph:
-            pending.pop()
-            continue
-        if call not in parents:
-            operation, index = call
-            read = [] if call in roots else operation._inbound_nodes[index].input_tensors
-            parents[call] = [call_of(t) for t in (read[:1] if _is_attention(operation) else read)]
-        waiting = [parent for parent in parents[call] if parent not in graph]
-        if waiting:
-            pending += waiting
-        else:
-            graph[call] = parents[call]
-            pending.pop()
-    return graph
 
 
 def _spatial_layer(model: keras.Model, name: str, size: tuple[int, int]) -> keras.layers.Layer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 
 from keras_hybrid.evaluation.inference import predict
@@ -22,7 +23,6 @@ from keras_hybrid.explain.grad_cam import default_layers, grad_cam
 from keras_hybrid.layers.margin import CosineClassifier
 
 if TYPE_CHECKING:
-    import keras
     from numpy.typing import ArrayLike
 
 __all__ = ["METHODS", "Explanation", "explain_image"]
@@ -151,7 +151,10 @@ def _answer(model: keras.Model, image: np.ndarray) -> dict[str, Any]:
     """Return the class with the highest score, its score and what kind of number that is."""
     outputs = getattr(model, "outputs", None) or []
     last = outputs[0]._keras_history.operation if len(outputs) == 1 else None
-    if last is None or last.name == "embedding" or len(outputs[0].shape) != 2:
+    # Classes come from a layer: a bare operation is the mean or maximum of a model without top.
+    if not isinstance(last, keras.layers.Layer) or len(outputs[0].shape) != 2:
+        return {}
+    if last.name in ("embedding", "unit_embedding"):
         return {}
     scores = predict(model, image[np.newaxis])[0]
     activation = getattr(getattr(last, "activation", None), "__name__", "")

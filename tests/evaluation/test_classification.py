@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -78,6 +79,52 @@ def test_hand_computed_case():
     assert mistakes[1].share == 0.5
     assert len(result.most_confused(100)) == 3
     assert result.most_confused(0) == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(scored_labels(), st.integers(0, 12))
+def test_confusions_are_those_of_a_matrix_counted_image_by_image(labels_and_scores, n):
+    labels, scores = labels_and_scores
+    classes = scores.shape[1]
+    expected = np.zeros((classes, classes), "int64")
+    for true, predicted in zip(labels, scores.argmax(axis=1), strict=True):
+        expected[true, predicted] += 1
+    result = evaluation.classification_report(labels, scores)
+    matrix = result.confusion_matrix
+    assert matrix.dtype == np.int64 and not matrix.flags.writeable
+    np.testing.assert_array_equal(matrix, expected)
+    assert result.confusion_matrix is matrix
+    mistakes = sorted(
+        (-expected[i, j], i, j) for i, j in np.argwhere(expected) if i != j and expected[i, j]
+    )
+    found = [(m.true, m.predicted, m.count, m.share) for m in result.most_confused(n)]
+    assert found == [
+        (str(i), str(j), -count, -count / expected[i].sum()) for count, i, j in mistakes[:n]
+    ]
+
+
+def test_a_report_of_very_many_classes_takes_little_memory():
+    """A matrix of 100,000 x 100,000 counts would take 75 GiB."""
+    classes, images = 100_000, 200
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, images)
+    scores = random.random((images, classes), dtype="float32")
+    scores[np.arange(50), labels[:50]] = 2
+    scores[50:53, 7] = 2
+    labels[50:53] = 99_999
+    tracemalloc.start()
+    try:
+        result = evaluation.classification_report(labels, scores)
+        mistakes = result.most_confused(1)
+        facts, text = result.to_dict(), str(result)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6, f"{peak / 1e6:.0f} MB beside the scores"
+    assert result.top1 == result.top_k[1] == pytest.approx(0.25, abs=0.02)
+    assert [(m.true, m.predicted, m.count) for m in mistakes] == [("99999", "7", 3)]
+    assert (facts["images"], facts["classes"]) == (images, classes)
+    assert "200 of 100,000 classes" in text
 
 
 def test_a_class_neither_true_nor_predicted_has_no_figures():

@@ -9,6 +9,7 @@ from tests.cases import dtype_policy
 from tests.explain.models import (
     SIZE,
     photographs,
+    spread,
     tiny_cct,
     tiny_cvt,
     tiny_facerec,
@@ -290,3 +291,83 @@ def test_rollout_refuses_layers_with_different_tokens():
     x = kh.layers.MultiHeadSelfAttention(2)(keras.layers.Reshape((8, 8))(x))
     with pytest.raises(ValueError, match="same tokens"):
         kh.explain.attention_rollout(keras.Model(image, x), photographs(1, 4, 4))
+
+
+def vit_lite(name, **arguments):
+    arguments = {"dim": 16, "depth": 2, "num_heads": 2, "classes": 5, **arguments}
+    return spread(kh.applications.ViTLite(input_shape=(SIZE, SIZE, 3), name=name, **arguments))
+
+
+def test_rollout_refuses_members_side_by_side():
+    members = [vit_lite(name) for name in ("left", "right")]
+    model = kh.applications.Ensemble(members=members, average="similarities", classes=5)
+    with pytest.raises(
+        ValueError,
+        match=r"one after another.*'ensemble' nothing leads from "
+        "'(left|right)_block._attention' to '(left|right)_block._attention'",
+    ):
+        kh.explain.attention_rollout(model, photographs())
+
+
+def test_rollout_of_one_member_with_attention_is_its_own():
+    member = vit_lite("vit")
+    image = keras.Input((SIZE, SIZE, 3))
+    cnn = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
+    model = kh.applications.Ensemble(
+        members=[member, keras.Model(image, cnn)], average="similarities", classes=5
+    )
+    np.testing.assert_allclose(
+        kh.explain.attention_rollout(model, photographs()),
+        kh.explain.attention_rollout(member, photographs()),
+        atol=1e-5,
+    )
+
+
+def test_rollout_looks_into_models_within_the_model():
+    inner = vit_lite("inner", include_top=False, pooling="native")
+    images = photographs()
+    outer = keras.Sequential([keras.Input((SIZE, SIZE, 3)), inner, keras.layers.Dense(2)])
+    expected = kh.explain.attention_rollout(inner, images)
+    np.testing.assert_allclose(kh.explain.attention_rollout(outer, images), expected, atol=1e-6)
+
+    other = vit_lite("other", include_top=False, pooling="native")
+    image = keras.Input((SIZE, SIZE, 3))
+    joined = keras.layers.Concatenate()([inner(image), other(image)])
+    beside = keras.Model(image, keras.layers.Dense(2)(joined), name="pair")
+    for model in (beside, keras.Sequential([image, beside])):
+        with pytest.raises(
+            ValueError, match=r"'pair' nothing leads from '(inner' to 'other|other' to 'inner)'"
+        ):
+            kh.explain.attention_rollout(model, images)
+
+
+def test_rollout_of_a_layer_called_twice_needs_one_call_behind_the_other():
+    layer = kh.layers.MultiHeadSelfAttention(2, name="shared")
+    image = keras.Input((4, 4, 3))
+    tokens = keras.layers.Dense(4)(keras.layers.Reshape((16, 3))(image))
+    in_turn = keras.Model(image, layer(layer(tokens)))
+    assert kh.explain.attention_rollout(in_turn, photographs(1, 4, 4)).shape == (1, 16, 16)
+    both = keras.Model(image, keras.layers.Add()([layer(tokens), layer(2 * tokens)]))
+    with pytest.raises(ValueError, match="from 'shared' to 'shared'"):
+        kh.explain.attention_rollout(both, photographs(1, 4, 4))
+
+
+def test_rollout_of_several_layers_needs_a_known_graph():
+    class Subclassed(keras.Model):
+        def __init__(self, depth):
+            super().__init__(name="subclassed")
+            self.attend = [kh.layers.MultiHeadSelfAttention(1) for _ in range(depth)]
+
+        def call(self, images):
+            tokens = keras.ops.reshape(images, (-1, 16, 3))
+            for layer in self.attend:
+                tokens = layer(tokens)
+            return tokens
+
+    images = photographs(1, 4, 4)
+    one, two = Subclassed(1), Subclassed(2)
+    for model in (one, two):
+        model(images.astype("float32"))  # builds it
+    assert kh.explain.attention_rollout(one, images).shape == (1, 16, 16)
+    with pytest.raises(ValueError, match="the graph of model 'subclassed' is not known"):
+        kh.explain.attention_rollout(two, images)

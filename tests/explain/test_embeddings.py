@@ -63,6 +63,14 @@ def test_all_pairs_come_if_more_are_asked_for_and_names_may_be_strings():
         assert (names[pair.first_image], names[pair.second_image]) == (pair.first, pair.second)
 
 
+def test_labels_may_be_objects():
+    rows, _ = crowd(3, images=1)
+    names = ["bob", "ann", "cat"]
+    pairs = kh.explain.most_confused_pairs(rows, np.array(names, dtype=object))
+    assert pairs == kh.explain.most_confused_pairs(rows, names)
+    assert {type(name) for pair in pairs for name in (pair.first, pair.second)} == {str}
+
+
 @pytest.mark.parametrize("rows_at_once", [3, 100])
 def test_ties_are_in_the_order_of_the_labels(monkeypatch, rows_at_once):
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", rows_at_once)

@@ -139,13 +139,36 @@ def test_the_modules_of_resnet_fct_stand_side_by_side(lines, tmp_path):
             np.testing.assert_array_equal(seen.values, below.values)
 
 
-def test_an_embedder_has_no_class_to_explain(tmp_path):
-    model = tiny_facerec_small(include_top=False, pooling="native")
+def test_rollout_of_members_side_by_side_becomes_a_note(lines, tmp_path):
+    members = [tiny_vit(name=name) for name in ("left", "right")]
+    model = kh.applications.Ensemble(members=members, average="similarities", classes=5)
+    result = kh.explain.explain_image(model, photographs(1)[0], tmp_path / "x.png")
+    assert "rollout" not in result.layers and len(result.layers["grad-cam"]) == 2
+    (note,) = (note for note in result.notes if note.startswith("rollout: "))
+    assert "one after another" in note
+    with pytest.raises(ValueError, match="one after another"):
+        kh.explain.explain_image(model, photographs(1)[0], tmp_path / "y.png", "rollout")
+
+
+@pytest.mark.parametrize(
+    ("build", "further_notes"),
+    [
+        (lambda: tiny_facerec_small(include_top=False, pooling="native"), ()),
+        (lambda: kh.applications.embedding_model(tiny_facerec_small()), ()),
+        (
+            lambda: tiny_facerec_small(include_top=False, pooling="avg"),
+            ("tokens: Model 'facerec_small' has no layer with token_weights.",),
+        ),
+    ],
+    ids=["embedding", "unit_embedding", "mean"],
+)
+def test_an_embedder_has_no_class_to_explain(build, further_notes, tmp_path):
+    model = build()
     image = photographs(1)[0]
     result = kh.explain.explain_image(model, image, tmp_path / "x.png")
     assert result.predicted is None and "grad-cam" not in result.layers
     assert "rollout" in result.layers
-    assert result.notes == ("grad-cam: the model ends in no classes.",)
+    assert result.notes == ("grad-cam: the model ends in no classes.", *further_notes)
     for arguments in ({"method": "grad-cam"}, {"class_index": 1}):
         with pytest.raises(ValueError, match="ends in no classes"):
             kh.explain.explain_image(model, image, tmp_path / "y.png", **arguments)
