@@ -55,8 +55,8 @@ Each file is run, one photograph at a time, by a process that does not import th
 compared with the Keras model: float32 files by the largest difference as a fraction of the largest
 output (at most {difference:g}), quantized ones by the smallest cosine between embeddings
 ({cosines} at least). Then come the size and the
-processor time of a call at one thread on a CPU, where a small file is not always a fast one. ✗ marks
-what is beyond its bound, or failed; the reasons are below. What is empty has not been run.
+processor time of a call at one thread of a CPU, where a small file is not always a fast one.
+✗ marks what is beyond its bound, or failed; the reasons are below. What is empty has not been run.
 
 What is *untrained* has random weights, with noise on those that begin as constants and the batch
 normalisation's statistics of real photographs. It shows that a model converts, runs and is equal;
