@@ -93,7 +93,8 @@ class Recipe:
             end: what a killed run loses at most.
         workers: Threads that prepare batches.
         pairs: Optional images for the closing verification: a list of pairs as LFW's, a ``.bin``
-            of InsightFace, or ``synthetic:IDENTITIESxIMAGES`` for people that are not in ``data``.
+            of InsightFace, a folder or .zip with a folder for each of some people, of whom pairs
+            are drawn, or ``synthetic:IDENTITIESxIMAGES``. The people should not be in ``data``.
         pairs_images: For a list of pairs: the folder or .zip of its images.
         pairs_landmarks: For a list of pairs: a table of its images' landmarks
             (``keras_hybrid.data.read_landmarks``), if the model takes them.
@@ -234,7 +235,9 @@ class Recipe:
                 f"export must be of {', '.join(formats)}, joined by '+'; got {self.export!r}."
             )
         pairs = self.pairs or ""
-        alone = not pairs or pairs.startswith("synthetic:") or pairs.lower().endswith(".bin")
+        # A .bin, a folder or a .zip holds its images.
+        alone = not pairs or pairs.startswith("synthetic:") or pathlib.Path(pairs).is_dir()
+        alone = alone or pairs.lower().endswith((".bin", ".zip"))
         if alone != (self.pairs_images is None):
             raise ValueError(
                 "A list of pairs and pairs_images belong together; got "

@@ -227,7 +227,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--pairs",
         metavar="FILE",
         help="pairs.txt of LFW or a list in its form, pairs_CALFW.txt, pairs_CPLFW.txt, "
-        "pair_SLLFW.txt, or a .bin of InsightFace",
+        "pair_SLLFW.txt, a .bin of InsightFace, or a folder or .zip with a folder for each of some "
+        "people that were not trained on, of whom pairs are drawn",
     )
     group.add_argument(
         "--pairs-images", metavar="lfw.zip", help="the folder or .zip of a list's images"
@@ -359,10 +360,12 @@ def _check_export(given: argparse.Namespace) -> None:
 def _check_evaluate(given: argparse.Namespace) -> None:
     if given.data is None and given.pairs is None:
         raise UsageError("Give --data, or --pairs, or both.")
-    needs_images = given.pairs is not None and not given.pairs.lower().endswith(".bin")
+    holds_images = given.pairs is None or Path(given.pairs).is_dir()
+    needs_images = not (holds_images or given.pairs.lower().endswith((".bin", ".zip")))
     if needs_images != (given.pairs_images is not None):
         raise UsageError(
-            "--pairs and --pairs-images belong together, except for a .bin, which holds its images."
+            "--pairs and --pairs-images belong together, except for a .bin, a folder or a .zip, "
+            "which hold their images."
         )
     for option, owner in (
         ("images", "data"),

@@ -56,8 +56,8 @@ def _threshold(given: argparse.Namespace) -> tuple[float, str]:
         return given.threshold, "--threshold"
     file = given.model.parent / RESULTS
     advice = (
-        "Give --threshold, or measure one: keras-hybrid evaluate MODEL.keras --pairs pairs.txt "
-        "--pairs-images IMAGES prints it."
+        "Give --threshold, or measure one: keras-hybrid evaluate MODEL.keras --pairs PEOPLE/, a "
+        "folder for each of some people that were not trained on, prints it."
     )
     if not file.is_file():
         raise ValueError(f"There is no threshold for {given.model}: no {file}. {advice}")

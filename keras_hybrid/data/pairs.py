@@ -1,6 +1,7 @@
 """Verification pairs: which two images are compared, and whether they show the same person."""
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from keras_hybrid.data.files import (
 from keras_hybrid.data.sources import ImageSource
 
 __all__ = ["PairList", "make_pairs", "read_lfw_pairs"]
+
+_LARGEST_FOLD = 2000  # images, of which two million pairs can be made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +214,9 @@ class _Reader:
         return decode_image(self.files.bytes(name), self.files.where(name))
 
 
-def make_pairs(source: ImageSource, folds: int = 10, per_fold: int = 60, seed: int = 0) -> PairList:
+def make_pairs(
+    source: ImageSource, folds: int | None = None, per_fold: int | None = None, seed: int = 0
+) -> PairList:
     """Draw verification pairs from labelled images, as a protocol for one's own identities.
 
     Each fold has ``per_fold`` pairs, half of one person and half of two, and identities of its own:
@@ -220,8 +225,8 @@ def make_pairs(source: ImageSource, folds: int = 10, per_fold: int = 60, seed: i
 
     Args:
         source: Images of at least ``2 · folds`` identities, two or more images each.
-        folds: Number of folds.
-        per_fold: Pairs in each fold, an even number.
+        folds: Number of folds. ``None``: 10, or as many as there are identities for, at least 2.
+        per_fold: Pairs in each fold, an even number. ``None``: 60, or as many as each fold has.
         seed: Of the draw.
 
     Returns:
@@ -230,21 +235,34 @@ def make_pairs(source: ImageSource, folds: int = 10, per_fold: int = 60, seed: i
     Raises:
         ValueError: If there are too few identities or images for that many different pairs.
     """
-    if folds < 1 or per_fold < 2 or per_fold % 2:
+    generator = np.random.default_rng(seed)
+    labels = np.asarray(source.labels)
+    identities = generator.permutation(np.unique(labels))
+    if folds is None:
+        folds = max(2, min(10, len(identities) // 2))
+    if folds < 1 or (per_fold is not None and (per_fold < 2 or per_fold % 2)):
         raise ValueError(
             "`folds` must be at least 1 and `per_fold` a positive even number, got "
             f"folds={folds}, per_fold={per_fold}."
         )
-    generator = np.random.default_rng(seed)
-    labels = np.asarray(source.labels)
-    identities = generator.permutation(np.unique(labels))
     if len(identities) < 2 * folds:
         raise ValueError(
             f"{folds} folds need at least {2 * folds} identities, got {len(identities)}: give "
-            "fewer `folds`."
+            f"{'fewer `folds`' if folds > 2 else 'more people'}."
         )
+    images = dict(zip(*np.unique(labels, return_counts=True), strict=True))
+    groups = []
+    for group in np.array_split(identities, folds):
+        # All pairs of a fold are listed, so of very many images some people stand for it.
+        total = np.cumsum([images[person] for person in group])
+        groups.append(group[: max(2, np.searchsorted(total, _LARGEST_FOLD, side="right"))])
+    if per_fold is None:
+        same_pairs = [sum(images[who] * (images[who] - 1) // 2 for who in g) for g in groups]
+        all_pairs = [math.comb(sum(int(images[who]) for who in g), 2) for g in groups]
+        fewest = min(min(a, b - a) for a, b in zip(same_pairs, all_pairs, strict=True))
+        per_fold = 2 * max(1, min(30, int(fewest)))
     left, right, same, fold = [], [], [], []
-    for number, group in enumerate(np.array_split(identities, folds)):
+    for number, group in enumerate(groups):
         rows = np.flatnonzero(np.isin(labels, group))
         first, second = np.triu_indices(len(rows), 1)
         is_same = labels[rows[first]] == labels[rows[second]]

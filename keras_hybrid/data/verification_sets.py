@@ -15,7 +15,8 @@ import numpy as np
 from keras_hybrid.data.bin_pairs import read_bin
 from keras_hybrid.data.files import is_image, read_text
 from keras_hybrid.data.landmarks import check_order, read_landmarks
-from keras_hybrid.data.pairs import ImageFinder, PairList, read_lfw_pairs
+from keras_hybrid.data.opening import open_source
+from keras_hybrid.data.pairs import ImageFinder, PairList, make_pairs, read_lfw_pairs
 
 __all__ = [
     "VerificationSet",
@@ -221,14 +222,16 @@ def read_pairs(
             - ``pairs_CALFW.txt`` or ``pairs_CPLFW.txt``: two lines for a pair, each of a file's
               name and a number, 0 for two people and another one for one person;
             - ``pair_SLLFW.txt``: two lines for a pair, each NAME/NAME_0001.jpg, of one person where
-              the folders are the same.
+              the folders are the same;
+            - a folder or .zip with a folder for each of some people that the model was not trained
+              on, of whom pairs are drawn (:func:`make_pairs`).
 
             A list may lie in a zip archive: ``"lfw.zip/pairs.txt"``.
         images: For a list: the folder or .zip of its images, at whatever depth and of whatever
             image type.
-        folds: Number of folds of a ``.bin`` and of a list of two lines for a pair. Of the latter
-            the pairs of one person are cut into that many runs, and so are those of two people:
-            the makers' own folds, where a list goes fold by fold.
+        folds: Number of folds of a ``.bin`` and of a list of two lines for a pair, and the largest
+            of drawn pairs. Of a list the pairs of one person are cut into that many runs, and so
+            are those of two people: the makers' own folds, where a list goes fold by fold.
         landmarks: For a list: a table of its images' landmarks, for models that take them, as
             :func:`read_landmarks` takes it: files as they lie in the folder or .zip.
 
@@ -244,10 +247,13 @@ def read_pairs(
         points = read_landmarks(landmarks, found.names)
         check_order(points, str(landmarks))
         return dataclasses.replace(found, landmarks=dict(zip(found.names, points, strict=True)))
-    if Path(pairs).suffix.lower() == ".bin":
+    if holds_images(pairs):
         if images is not None:
             raise ValueError(f"`images`={str(images)!r}: {pairs} holds its images itself.")
-        return read_bin(pairs, folds)
+        if Path(pairs).suffix.lower() == ".bin":
+            return read_bin(pairs, folds)
+        people = open_source(pairs)
+        return make_pairs(people, max(2, min(folds, len(people.class_names) // 2)))
     if images is None:
         raise ValueError(f"`images`: the folder or .zip of the images of {pairs} is needed.")
     lines = [line.split() for line in read_text(pairs, "pairs").splitlines()]
@@ -256,6 +262,11 @@ def read_pairs(
     if not (lines and lines[0] and is_image(lines[0][0])):
         return read_lfw_pairs(pairs, images)
     return _read_line_by_line(str(pairs), lines, images, folds)
+
+
+def holds_images(pairs: str | os.PathLike) -> bool:
+    """Tell whether what pairs come from has their images, too: a .bin, a folder or a .zip."""
+    return Path(pairs).suffix.lower() in (".bin", ".zip") or Path(pairs).is_dir()
 
 
 def _read_line_by_line(

@@ -45,6 +45,52 @@ def test_the_draw_is_fixed_by_its_seed(source):
     assert first.left != other.left
 
 
+@pytest.mark.parametrize(
+    ("people", "images", "folds", "per_fold"), [(24, 6, 10, 60), (9, 2, 4, 4), (4, 3, 2, 12)]
+)
+def test_there_are_as_many_folds_and_pairs_as_the_people_allow(people, images, folds, per_fold):
+    source = data.open_source(f"synthetic:{people}x{images}", image_size=16)
+    pairs = data.make_pairs(source)
+    assert set(pairs.fold) == set(range(folds)) and len(pairs) == folds * per_fold
+    for fold in range(folds):
+        assert pairs.same[pairs.fold == fold].sum() == per_fold // 2
+
+
+def test_of_very_many_images_some_people_stand_for_a_fold():
+    labels = np.repeat(np.arange(60), 500)
+    source = data.open_source((np.zeros((len(labels), 1, 1, 3), "uint8"), labels))
+    pairs = data.make_pairs(source, folds=2)
+    assert len(pairs) == 120 and pairs.same.sum() == 60
+    people = [
+        {labels[int(n.split(":")[0])] for n in (*left, *right)}
+        for left, right in (
+            (np.array(pairs.left)[pairs.fold == fold], np.array(pairs.right)[pairs.fold == fold])
+            for fold in (0, 1)
+        )
+    ]
+    assert [len(group) for group in people] == [4, 4] and not people[0] & people[1]
+
+
+def test_a_folder_of_people_has_pairs_drawn_from_it(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pictures, labels = data.synthetic_identities(6, 3, image_size=16)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        folder = tmp_path / "people" / f"person{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image.fromarray(np.asarray(picture)).save(folder / f"{i}.png")
+    pairs = data.read_pairs(tmp_path / "people")
+    assert len(pairs) == 3 * 12 and pairs.read(pairs.left[0]).shape == (16, 16, 3)
+    assert len(data.read_pairs(tmp_path / "people", folds=2)) == 2 * 18
+    with pytest.raises(ValueError, match="holds its images itself"):
+        data.read_pairs(tmp_path / "people", "lfw.zip")
+    for extra in ("person0", "person1", "person2"):
+        for file in (tmp_path / "people" / extra).iterdir():
+            file.unlink()
+        (tmp_path / "people" / extra).rmdir()
+    with pytest.raises(ValueError, match="2 folds need at least 4 identities, got 3: give more"):
+        data.read_pairs(tmp_path / "people")
+
+
 @pytest.mark.parametrize(("folds", "per_fold"), [(13, 4), (4, 3), (0, 4), (4, 1000)])
 def test_impossible_protocols_are_refused(source, folds, per_fold):
     with pytest.raises(ValueError, match="fold"):
