@@ -126,7 +126,7 @@ def run_side_by_side(
         print(f"{model}, seed {seed}: {f'status {status}' if status else 'done'}", flush=True)
         return f"{log} (status {status})" if status else None
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
         try:
             failed = [log for log in pool.map(run, runs) if log]
@@ -134,6 +134,7 @@ def run_side_by_side(
             pool.shutdown(wait=False, cancel_futures=True)
             for process in started:
                 process.terminate()
+            signal.signal(signal.SIGTERM, former)
     if failed:
         raise ChildProcessError(
             f"{len(failed)} of {len(runs)} runs did not end as they should: {', '.join(failed)}"
