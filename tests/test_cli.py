@@ -154,6 +154,7 @@ def test_version(capsys):
         (["evaluate", "m.keras"], "--data, or --pairs"),
         (["evaluate", "m.keras", "--pairs", "pairs.txt"], "belong together"),
         (["evaluate", "m.keras", "--pairs", "a.bin", "--pairs-images", "x"], "holds its images"),
+        (["evaluate", "m.keras", "--pairs", "a.zip", "--pairs-images", "x"], "holds its images"),
         (["evaluate", "m.keras", "--data", "x", "--pairs-images", "x"], "belong together"),
         (["evaluate", "m.keras", "--data", "x", "--threshold", "0.3"], "belongs to --pairs"),
         (["evaluate", "m.keras", "--data", "x", "--seed", "1"], "belongs to --test-fraction"),

@@ -364,8 +364,8 @@ def _check_evaluate(given: argparse.Namespace) -> None:
     needs_images = not (holds_images or given.pairs.lower().endswith((".bin", ".zip")))
     if needs_images != (given.pairs_images is not None):
         raise UsageError(
-            "--pairs and --pairs-images belong together, except for a .bin, a folder or a .zip, "
-            "which hold their images."
+            "--pairs and --pairs-images belong together, except for a .bin, a folder or a .zip: "
+            "each holds its images."
         )
     for option, owner in (
         ("images", "data"),
