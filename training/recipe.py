@@ -235,7 +235,7 @@ class Recipe:
                 f"export must be of {', '.join(formats)}, joined by '+'; got {self.export!r}."
             )
         pairs = self.pairs or ""
-        # A .bin, a folder or a .zip holds its images.
+        # As `keras_hybrid.data.verification_sets.holds_images`; no Keras before its backend is set.
         alone = not pairs or pairs.startswith("synthetic:") or pathlib.Path(pairs).is_dir()
         alone = alone or pairs.lower().endswith((".bin", ".zip"))
         if alone != (self.pairs_images is None):

@@ -360,8 +360,9 @@ def _check_export(given: argparse.Namespace) -> None:
 def _check_evaluate(given: argparse.Namespace) -> None:
     if given.data is None and given.pairs is None:
         raise UsageError("Give --data, or --pairs, or both.")
-    holds_images = given.pairs is None or Path(given.pairs).is_dir()
-    needs_images = not (holds_images or given.pairs.lower().endswith((".bin", ".zip")))
+    from keras_hybrid.data.verification_sets import holds_images
+
+    needs_images = given.pairs is not None and not holds_images(given.pairs)
     if needs_images != (given.pairs_images is not None):
         raise UsageError(
             "--pairs and --pairs-images belong together, except for a .bin, a folder or a .zip: "
