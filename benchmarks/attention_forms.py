@@ -23,6 +23,8 @@ Comparisons:
 - ``cvt_13_32/train``, ``atc_3/train``: a training step in mixed bfloat16. The other form thins out
   keys and values by the stride of their depthwise convolution, as the zoo does everywhere else: on
   a CPU its gradient in bfloat16 is slow.
+- ``cvt_13_32/train_border``: the same step. The other form leaves the border of grids that are
+  smaller than the kernel, 2×2 in its last stage, to the convolution.
 - ``attention/train``, ``biased_attention/inference``: multi-head attention of 196 tokens; without a
   bias in training, with one in inference. The zoo chooses ``keras.ops.dot_product_attention`` where
   the backend has a fused kernel that pays, two matrix products elsewhere; the other form is the one
@@ -97,7 +99,7 @@ def _san_training(attention: str, unfold: bool, batch: int, size: int):
     return lambda: model.train_on_batch(images, labels), first
 
 
-def _projection_training(name: str, strided: bool, batch: int, size: int):
+def _projection_training(name: str, other: str | None, batch: int, size: int):
     """A training step of a model with convolutional projections."""
     import keras
     import numpy as np
@@ -106,8 +108,10 @@ def _projection_training(name: str, strided: bool, batch: int, size: int):
     import keras_hybrid as kh
     from keras_hybrid.layers import convolutional_projection
 
-    if strided:
+    if other == "strided":
         convolutional_projection.on_cpu = lambda x: False
+    elif other == "border":
+        convolutional_projection.ConvolutionalProjection._pads_by_hand = lambda s: s.strides > 1
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = kh.create_model(name)
@@ -280,8 +284,8 @@ COMPARISONS = {
     },
     **{
         f"{name}/train": (
-            functools.partial(_projection_training, name, False),
-            functools.partial(_projection_training, name, True),
+            functools.partial(_projection_training, name, None),
+            functools.partial(_projection_training, name, "strided"),
             "thinned out after the convolution",
             "a convolution with a stride",
             128,
@@ -289,6 +293,14 @@ COMPARISONS = {
         )
         for name in ("cvt_13_32", "atc_3")
     },
+    "cvt_13_32/train_border": (
+        functools.partial(_projection_training, "cvt_13_32", None),
+        functools.partial(_projection_training, "cvt_13_32", "border"),
+        "a grid with a border",
+        "a convolution that adds the border",
+        128,
+        32,
+    ),
     "neighborhood_attention/inference": (
         functools.partial(_neighborhood, False),
         functools.partial(_neighborhood, True),
@@ -326,7 +338,7 @@ COMPARISONS = {
     ),
 }
 
-IN_BFLOAT16 = ("cvt_13_32/train", "atc_3/train")
+IN_BFLOAT16 = ("cvt_13_32/train", "atc_3/train", "cvt_13_32/train_border")
 
 
 # --- measuring ------------------------------------------------------------------------------------

@@ -65,13 +65,12 @@ class ConvolutionalProjection(keras.layers.Layer):
                 f"grid_size={self.grid_size} has {cells} cells and class_token="
                 f"{self.class_token}, but the input has {tokens} tokens."
             )
-        # Keras pads strided convolutions on one side, so those are padded in the call.
-        self._padding = self.kernel_size // 2 if self.strides > 1 else 0
+        self._padding = self.kernel_size // 2 if self._pads_by_hand() else 0
         bound = 1.0 / self.kernel_size
         self.convolution = keras.layers.DepthwiseConv2D(
             self.kernel_size,
             strides=self.strides,
-            padding="valid" if self.strides > 1 else "same",
+            padding="valid" if self._padding else "same",
             use_bias=False,
             depthwise_initializer=keras.initializers.RandomUniform(-bound, bound),
             dtype=self.dtype_policy,
@@ -94,6 +93,15 @@ class ConvolutionalProjection(keras.layers.Layer):
     def _output_grid(self) -> tuple[int, int]:
         height, width = (-(-n // self.strides) for n in self.grid_size)
         return height, width
+
+    def _pads_by_hand(self) -> bool:
+        """Whether the grid gets its border in the call instead of in the convolution.
+
+        Keras pads strided convolutions on one side. On grids smaller than the kernel oneDNN's
+        gradient takes fifty times as long with its own border as on a grid that has one
+        (``benchmarks/attention_forms.py``).
+        """
+        return self.strides > 1 or min(self.grid_size) < self.kernel_size
 
     def _strides_slowly(self, x) -> bool:
         """Whether the convolution has a stride in bfloat16 on a CPU.
