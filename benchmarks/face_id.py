@@ -56,13 +56,13 @@ def main() -> None:
 
     from applications.face_id.calibrate import choose, embed_source, measure
     from applications.face_id.gallery import Gallery
-    from applications.face_id.recogniser import Detector, Embedder, Recogniser
+    from applications.face_id.recogniser import Embedder, Recogniser
     from applications.face_id.server import Judge
     from benchmarks.table import append_row
-    from keras_hybrid.data import open_source
+    from keras_hybrid.data import FaceDetector, open_source
     from training.report import command, commit
 
-    recogniser = Recogniser(Detector(given.detector), Embedder(given.model))
+    recogniser = Recogniser(FaceDetector(given.detector), Embedder(given.model))
     fingerprint = recogniser.embedder.fingerprint
     source = open_source(given.data)
     people = np.random.default_rng(given.seed).permutation(np.unique(source.labels))

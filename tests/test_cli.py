@@ -101,7 +101,8 @@ def failure(capsys, *arguments, status=1) -> str:
 def test_help_names_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    commands = ("list", "info", "verify", "explain", "export", "convert", "evaluate", "shard")
+    commands = ("list", "info", "verify", "explain", "export", "convert", "evaluate")
+    commands += ("align", "shard")
     assert all(name in out for name in commands)
     for name in commands:
         assert run(capsys, name, "--help")[0] == 0

@@ -97,10 +97,11 @@ def _rate(text: str) -> float:
 def _build(given: argparse.Namespace):
     from applications.face_id.calibrate import Calibration, calibration_file
     from applications.face_id.gallery import Gallery
-    from applications.face_id.recogniser import Detector, Embedder, Recogniser
+    from applications.face_id.recogniser import Embedder, Recogniser
     from applications.face_id.server import LOOPBACK, create_app
+    from keras_hybrid.data import FaceDetector
 
-    recogniser = Recogniser(Detector(given.detector), Embedder(given.model))
+    recogniser = Recogniser(FaceDetector(given.detector), Embedder(given.model))
     model = recogniser.embedder.fingerprint
     file = given.calibration or calibration_file(given.model)
     calibration = None

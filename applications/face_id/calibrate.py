@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from applications.face_id.recogniser import Detector, Embedder, Recogniser
+from applications.face_id.recogniser import Embedder, Recogniser
 from applications.face_id.refusal import Refusal
 
 __all__ = ["Calibration", "Point", "calibration_file", "choose", "embed_source", "measure"]
@@ -189,9 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _calibrate(given: argparse.Namespace) -> Calibration:
-    from keras_hybrid.data import open_source
+    from keras_hybrid.data import FaceDetector, open_source
 
-    recogniser = Recogniser(Detector(given.detector), Embedder(given.model))
+    recogniser = Recogniser(FaceDetector(given.detector), Embedder(given.model))
     source = open_source(given.data, images=given.images)
     rows = choose(source.labels, given.photographs, given.seed)
     embeddings, labels, skipped = embed_source(recogniser, source, rows)

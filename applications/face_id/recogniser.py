@@ -1,99 +1,23 @@
 """From a photograph to faces, from a face to an embedding.
 
-YuNet finds faces and five landmarks (OpenCV's ``FaceDetectorYN``); ``keras_hybrid.data.align_face``
+``keras_hybrid.data.FaceDetector`` finds faces and five landmarks; ``keras_hybrid.data.align_face``
 cuts the face out as ArcFace's template has it; an exported model embeds it.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
 from applications.face_id.refusal import Refusal
-from keras_hybrid.data import align_face, face_template, similarity_transform
+from keras_hybrid.data import Face, FaceDetector, align_face
 
-__all__ = ["Detector", "Embedder", "Face", "Recogniser"]
+__all__ = ["Embedder", "Recogniser"]
 
-# YuNet is made for faces of 10 to 300 pixels and misplaces the landmarks of those twice as large: a
-# photograph is searched at the first size, and where that shows a large face, at the second.
-_LONGEST_SIDES = (640, 320)
-_LARGEST_FACE = 320
-_CONFIDENCE = 0.8
 _SMALLEST_EYE_DISTANCE = 16.0
 _BATCH = 32
-
-
-@dataclass(frozen=True)
-class Face:
-    """A face in a photograph; coordinates are its pixels.
-
-    Attributes:
-        box: Left, top, width, height; may reach beyond the photograph.
-        landmarks: float64 (5, 2), in the order of :func:`keras_hybrid.data.align_face`.
-        confidence: The detector's, in [0, 1].
-    """
-
-    box: tuple[float, float, float, float]
-    landmarks: np.ndarray = field(repr=False)
-    confidence: float
-
-    @property
-    def eye_distance(self) -> float:
-        """Pixels between the eyes."""
-        return float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
-
-
-class Detector:
-    """YuNet, from its ONNX file.
-
-    Raises:
-        ValueError: If OpenCV cannot read the file.
-    """
-
-    def __init__(self, path: str | PathLike):
-        _check_file(Path(path), "--detector")
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a warning at each start
-        try:
-            self._network = cv2.FaceDetectorYN.create(
-                str(path), "", (320, 320), score_threshold=_CONFIDENCE
-            )
-            self.find(np.zeros((64, 64, 3), np.uint8))
-        except cv2.error as error:
-            raise ValueError(
-                f"OpenCV {cv2.__version__} cannot use {path} as a YuNet face detector: {error}"
-            ) from error
-
-    def find(self, image: np.ndarray) -> list[Face]:
-        """Find the faces in a photograph, the largest first.
-
-        Args:
-            image: uint8 (height, width, 3), RGB.
-        """
-        for longest_side in _LONGEST_SIDES:
-            scale = max(1.0, max(image.shape[:2]) / longest_side)
-            faces = self._find(image, scale)
-            if all(max(face.box[2:]) <= _LARGEST_FACE * scale for face in faces):
-                break
-        return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
-
-    def _find(self, image: np.ndarray, scale: float) -> list[Face]:
-        height, width = image.shape[:2]
-        size = max(1, round(width / scale)), max(1, round(height / scale))
-        if scale > 1:
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        self._network.setInputSize(size)
-        _, found = self._network.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        faces = []
-        for row in np.asarray([] if found is None else found, np.float64):
-            # Whole numbers are the centres of pixels, whose corners scale.
-            landmarks = (row[4:14].reshape(5, 2) + 0.5) * scale - 0.5
-            faces.append(Face(tuple((row[:4] * scale).tolist()), landmarks, float(row[14])))
-        return faces
 
 
 class Embedder:
@@ -189,7 +113,7 @@ class Recogniser:
     Not to be called by two threads at once.
     """
 
-    def __init__(self, detector: Detector, embedder: Embedder):
+    def __init__(self, detector: FaceDetector, embedder: Embedder):
         self.detector = detector
         self.embedder = embedder
 
@@ -251,14 +175,7 @@ class Recogniser:
         Returns:
             uint8 (image_size, image_size, 3).
         """
-        size = self.embedder.image_size
-        matrix = similarity_transform(face.landmarks, face_template(size))
-        factor = int(1 / np.hypot(*matrix[:, 0]))
-        landmarks = face.landmarks
-        if factor > 1:  # averaged first: align_face samples one pixel in `factor`
-            image = np.asarray(Image.fromarray(image).reduce(factor))
-            landmarks = (landmarks + 0.5) / factor - 0.5
-        return align_face(image, landmarks, size)
+        return align_face(image, face.landmarks, self.embedder.image_size, antialias=True)
 
     def embed(self, crops: list[np.ndarray]) -> np.ndarray:
         """Embed aligned faces: float32 (n, dim), each of length 1."""

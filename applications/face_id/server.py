@@ -25,8 +25,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from applications.face_id.calibrate import Calibration
 from applications.face_id.gallery import Gallery, Match
 from applications.face_id.photograph import MAX_BYTES, read_photograph
-from applications.face_id.recogniser import Face, Recogniser
+from applications.face_id.recogniser import Recogniser
 from applications.face_id.refusal import Refusal
+from keras_hybrid.data import Face
 
 __all__ = ["LOOPBACK", "Judge", "create_app"]
 

@@ -1,4 +1,4 @@
-"""``keras-hybrid list | info | verify | explain | export | convert | evaluate | shard``.
+"""``keras-hybrid list | info | verify | explain | export | convert | evaluate | align | shard``.
 
 Where Keras runs on another backend than ``--backend`` names, the command starts itself again. An
 error is one sentence on stderr: exit status 2 for arguments that make no sense, 1 for everything

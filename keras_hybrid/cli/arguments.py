@@ -1,10 +1,12 @@
 """The arguments of all commands, and which of them go together. Keras is not imported here."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from keras_hybrid.cli.align import run_align
 from keras_hybrid.cli.errors import UsageError
 from keras_hybrid.cli.evaluate import run_evaluate
 from keras_hybrid.cli.explain import run_explain
@@ -246,13 +248,66 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _command(
         commands,
+        "align",
+        run_align,
+        "cut the faces out of photographs, as training wants them",
+        "Find the face of each photograph with YuNet and write it as an aligned crop, a folder for "
+        "each person, with a table of landmarks, index.csv. Photographs without a face and broken "
+        "files are reported and left out.",
+        check=_check_quality,
+    )
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="photographs: a folder or .zip with a folder for each person, a .csv, .npz, .rec or "
+        "tfds:NAME",
+    )
+    command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    command.add_argument(
+        "--detector",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="yunet_n_dynamic.onnx of https://github.com/ShiqiYu/libfacedetection.train",
+    )
+    _add_images(command)
+    command.add_argument("--split", help="the part of the photographs to take, such as `train`")
+    command.add_argument(
+        "--image-size",
+        type=_whole_number,
+        default=112,
+        metavar="N",
+        help="side of the crops in pixels (default: 112)",
+    )
+    command.add_argument(
+        "--several",
+        choices=("largest", "skip"),
+        default="largest",
+        help="of a photograph with several faces: take the largest (default) or none",
+    )
+    command.add_argument(
+        "--eye-distance",
+        type=_number(0, math.inf),
+        default=16.0,
+        metavar="N",
+        help="pixels between the eyes that a face needs (default: 16)",
+    )
+    command.add_argument(
+        "--quality",
+        type=_whole_number,
+        metavar="N",
+        help="write JPEG of this quality, 1 to 100, instead of PNG",
+    )
+
+    command = _command(
+        commands,
         "shard",
         run_shard,
         "write a data set as a few large files that are quick to copy and to read at random",
         "Write labelled images into ArrayRecord files, which training reads as it reads a folder. "
         "JPEG, PNG and other files are kept byte for byte unless they are resized; unreadable ones "
         "are reported and left out.",
-        check=_check_shard,
+        check=_check_quality,
     )
     command.add_argument(
         "source", metavar="SOURCE", help="a folder, .zip, .csv, .npz, .rec or tfds:NAME"
@@ -323,7 +378,8 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     def number(text: str) -> float:
         value = float(text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
+            limits = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
         return value
 
     return number
@@ -398,7 +454,7 @@ def _check_explain(given: argparse.Namespace) -> None:
         raise UsageError("--class is a number unless --names tells the classes' names.")
 
 
-def _check_shard(given: argparse.Namespace) -> None:
+def _check_quality(given: argparse.Namespace) -> None:
     if given.quality is not None and given.quality > 100:
         raise UsageError(f"--quality must be in [1, 100], got {given.quality}.")
 

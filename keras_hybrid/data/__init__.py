@@ -1,7 +1,8 @@
 """Data: from folders, archives, tables, arrays, RecordIO, shards and TFDS to batches.
 
-Image sources (:func:`open_source`) give random access to labelled images; :func:`align_face` cuts
-faces out of photographs; :func:`load_arrays` decodes a source once; :class:`Batches` feeds
+Image sources (:func:`open_source`) give random access to labelled images; :class:`FaceDetector`
+finds faces in photographs, :func:`align_face` cuts one out and :func:`write_crops` those of a whole
+collection; :func:`load_arrays` decodes a source once; :class:`Batches` feeds
 ``model.fit`` and can be resumed anywhere; :func:`face_augmentation` varies face crops and
 :func:`image_augmentation` other images; :func:`synthetic_identities` invents people where there is
 no photograph; :func:`read_pairs` and :func:`read_verification_set` read verification protocols.
@@ -17,6 +18,7 @@ from keras_hybrid.data.array_sources import ArraySource, NpzSource, TFDSSource
 from keras_hybrid.data.augmentation import FaceAugmentation, face_augmentation
 from keras_hybrid.data.batches import Batches
 from keras_hybrid.data.bin_pairs import read_bin
+from keras_hybrid.data.detection import Crops, Face, FaceDetector, write_crops
 from keras_hybrid.data.files import UnreadableImageError
 from keras_hybrid.data.landmarks import normalize_landmarks, read_landmarks
 from keras_hybrid.data.layer_augmentation import LayerAugmentation, image_augmentation
@@ -49,7 +51,10 @@ __all__ = [
     "ArraySource",
     "Batches",
     "CSVSource",
+    "Crops",
+    "Face",
     "FaceAugmentation",
+    "FaceDetector",
     "FolderSource",
     "ImageSource",
     "LayerAugmentation",
@@ -84,5 +89,6 @@ __all__ = [
     "split_source",
     "synthetic_identities",
     "verification_set_info",
+    "write_crops",
     "write_shards",
 ]

@@ -116,16 +116,19 @@ def align_face(
     image: np.ndarray,
     landmarks: "ArrayLike",
     image_size: int = _TEMPLATE_SIZE,
+    antialias: bool = False,
 ) -> np.ndarray:
     """Cut a face out of a photograph so that its landmarks lie where ArcFace's crops have them.
 
-    Pixels are interpolated bilinearly, as in InsightFace's crops, and not smoothed: a face several
-    times as large as the crop is sampled coarsely, as there.
+    Pixels are interpolated bilinearly, as in InsightFace's crops. Without ``antialias`` a face
+    several times as large as the crop is sampled coarsely, as there.
 
     Args:
         image: uint8 (height, width, 3), RGB.
         landmarks: Floats (5, 2), x and y in pixels of the image; see the module for their order.
         image_size: Side of the crop.
+        antialias: Whether squares of pixels are averaged first where the face is two or more times
+            as large as the crop.
 
     Returns:
         uint8 (image_size, image_size, 3), black where the photograph ends.
@@ -143,16 +146,34 @@ def align_face(
     matrices, is_determined, _ = _umeyama(landmarks[None], face_template(image_size))
     if not is_determined[0]:
         raise ValueError(f"`landmarks` fit no face, got {landmarks.tolist()}.")
+    if antialias:
+        image, matrices[0] = _reduced(_checked(image), matrices[0])
     return _warp(image, matrices[0], image_size)
 
 
-def _warp(image: np.ndarray, matrix: np.ndarray, image_size: int) -> np.ndarray:
-    """The crop that a similarity from the image's pixels to the crop's makes."""
+def _reduced(image: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The image with squares of pixels averaged, as the crop needs them; the matrix from there."""
+    factor = int(1 / np.hypot(*matrix[:, 0]))
+    if factor < 2:
+        return image, matrix
+    # Whole numbers are the centres of pixels: x = factor · (x' + 1/2) − 1/2.
+    shift = matrix[:, :2] @ np.full(2, factor / 2 - 0.5) + matrix[:, 2]
+    smaller = np.asarray(import_pillow().fromarray(image).reduce(factor))
+    return smaller, np.column_stack([factor * matrix[:, :2], shift])
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
             f"`image` must be uint8 (height, width, 3), got {image.dtype} of shape {image.shape}."
         )
+    return image
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, image_size: int) -> np.ndarray:
+    """The crop that a similarity from the image's pixels to the crop's makes."""
+    image = _checked(image)
     pillow = import_pillow()
     back = np.linalg.inv(matrix[:, :2])
     # Pillow's whole numbers are the corners of pixels, half a pixel from their centres.

@@ -18,6 +18,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
+CROPS_TABLE = "index.csv"  # what `write_crops` puts beside the identities' folders
+
+
 class UnreadableImageError(ValueError):
     """An image that is missing, empty, truncated or damaged.
 

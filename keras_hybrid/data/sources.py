@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from keras_hybrid.data.files import (
+    CROPS_TABLE,
     IMAGE_SUFFIXES,
     Folder,
     UnreadableImageError,
@@ -147,7 +148,8 @@ class FolderSource(_FileSource):
 
     Identities are numbered in the order of their sorted names. A common leading folder is fine
     (``root/images/NAME/*.jpg``); images deeper than an identity's folder belong to it. Hidden files
-    are ignored; other files that are no images are reported in one line.
+    and :func:`write_crops`'s ``index.csv`` are ignored; other files that are no images are reported
+    in one line.
 
     Args:
         root: The folder.
@@ -243,6 +245,7 @@ def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.
     others = [
         name for name in names if name not in taken and PurePosixPath(name).parts[:depth] == lead
     ]
+    others = [name for name in others if PurePosixPath(name) != PurePosixPath(*lead, CROPS_TABLE)]
     if others:
         _LOGGER.warning(
             "%s: %d file(s) skipped, no images in an identity's folder: %s",

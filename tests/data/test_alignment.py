@@ -168,6 +168,29 @@ def test_a_crop_shows_what_the_photograph_has_at_each_pixel_s_centre(size, matri
     assert not crop[outside].any()
 
 
+@pytest.mark.parametrize("scale", [1.9, 3.2, 5.0])
+def test_a_large_face_is_averaged_where_it_lies(scale):
+    """Noise goes by its mean over squares of pixels, and what is below it does not move."""
+    matrix = similarity(scale, 20, (90, 10))
+    landmarks = moved(matrix, face_template(32))
+    noise = np.random.default_rng(0).normal(0, 20, (240, 300, 1))
+    noisy = np.clip(photograph() * 0.5 + 64 + noise, 0, 255).astype(np.uint8)
+    plain = (photograph() * 0.5 + 64).astype(np.uint8)
+    exact = align_face(plain, landmarks, 32).astype(float)
+    inside = exact.min(-1) > 60  # beside the photograph is black
+    assert inside.mean() > 0.5
+
+    def error(antialias):
+        return (align_face(noisy, landmarks, 32, antialias) - exact)[inside]
+
+    factor = int(scale)
+    assert abs(error(True).mean()) < 1.0
+    if factor == 1:
+        np.testing.assert_array_equal(error(True), error(False))
+    else:
+        assert error(True).std() < 1.3 / factor * error(False).std() + 1.0
+
+
 def test_beside_the_photograph_is_nothing():
     for shift in ([1000, 0], [0, -1000]):
         assert not align_face(photograph(), face_template() + np.array(shift)).any()

@@ -10,9 +10,9 @@ from PIL import Image
 
 from applications.face_id.calibrate import Calibration, Point
 from applications.face_id.gallery import Gallery
-from applications.face_id.recogniser import Detector, Embedder, Face, Recogniser
+from applications.face_id.recogniser import Embedder, Recogniser
 from applications.face_id.server import create_app
-from keras_hybrid.data import face_template
+from keras_hybrid.data import Face, FaceDetector, face_template
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 MODEL = "0" * 64
@@ -99,7 +99,7 @@ def existing(*parts: str) -> Path:
 
 @pytest.fixture(scope="session")
 def detector():
-    return Detector(existing("pretrained", "yunet_n_dynamic.onnx"))
+    return FaceDetector(existing("pretrained", "yunet_n_dynamic.onnx"))
 
 
 @pytest.fixture(scope="session")

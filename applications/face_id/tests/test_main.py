@@ -13,7 +13,7 @@ from applications.face_id.tests.conftest import CALIBRATION, Colours, Tiles
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     """A command with stubs for what reads files; the server does not run."""
-    monkeypatch.setattr(recogniser, "Detector", lambda path: Tiles())
+    monkeypatch.setattr("keras_hybrid.data.FaceDetector", lambda path: Tiles())
     monkeypatch.setattr(recogniser, "Embedder", lambda path: Colours())
     names = {"model": "model.tflite", "detector": "yunet.onnx", "gallery": "gallery.db"}
     return [word for key, name in names.items() for word in (f"--{key}", str(tmp_path / name))]

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from applications.face_id.calibrate import Calibration, main, measure
-from applications.face_id.recogniser import Detector, Embedder, Face, Recogniser
+from applications.face_id.recogniser import Embedder, Recogniser
 from applications.face_id.tests.conftest import Tiles, existing
-from keras_hybrid.data import face_template
+from keras_hybrid.data import Face, FaceDetector, face_template
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +133,7 @@ def test_files_that_are_something_else_are_named(tmp_path, detector):
     network = tmp_path / "detector.onnx"
     network.write_text("not a detector")
     with pytest.raises(ValueError, match=r"cannot use .*detector\.onnx as a YuNet face detector"):
-        Detector(network)
+        FaceDetector(network)
     with pytest.raises(ValueError, match=r"there is no file .*missing\.tflite"):
         Embedder(tmp_path / "missing.tflite")
     archive = tmp_path / "model.keras"
