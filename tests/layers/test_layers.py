@@ -368,7 +368,7 @@ def statistics_too(layer):
 
 def projection_in_numpy(layer, x, first):
     """Depthwise convolution cell by cell, batch normalisation, linear map, shortcut."""
-    (height, width), step, size = GRID, layer.strides, layer.kernel_size
+    (height, width), step, size = layer.grid_size, layer.strides, layer.kernel_size
     grid = x[:, first:].reshape(BATCH, height, width, WIDTH)
     border = (size // 2, size // 2)
     padded = np.pad(grid, ((0, 0), border, border, (0, 0)))
@@ -392,14 +392,16 @@ def projection_in_numpy(layer, x, first):
 
 @pytest.mark.parametrize("first", [0, 1], ids=["grid", "class token"])
 @pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("grid", [(2, 3), (4, 3)], ids=["smaller than the kernel", "larger"])
 @pytest.mark.parametrize("options", [{}, {"shortcut": True}, {"use_bias": False}], ids=str)
-def test_convolutional_projection_is_the_formula(first, strides, options):
-    x = RANDOM.normal(size=(BATCH, first + TOKENS, WIDTH)).astype("float32")
-    layer = layers.ConvolutionalProjection(GRID, bool(first), strides, **options)
+def test_convolutional_projection_is_the_formula(first, strides, grid, options):
+    cells = grid[0] * grid[1]
+    x = RANDOM.normal(size=(BATCH, first + cells, WIDTH)).astype("float32")
+    layer = layers.ConvolutionalProjection(grid, bool(first), strides, **options)
     layer.build(x.shape)
     statistics_too(layer)
     expected = projection_in_numpy(layer, x, first)
-    assert expected.shape[1] == first + (6 if strides == 1 else 2)
+    assert expected.shape[1] == first + (cells if strides == 1 else cells // 3)
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
 
 
