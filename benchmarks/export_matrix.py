@@ -35,8 +35,8 @@ sys.path[0] = str(ROOT)
 
 # The formats, and what is asked of each: a largest relative difference, or a smallest cosine.
 DIFFERENCE = {"float32": 1e-4, "saved_model": 1e-4, "onnx": 1e-4}
-COSINE = {"float16": 0.999, "dynamic": 0.99, "int8": 0.98}
-FORMATS = ("float32", "float16", "dynamic", "int8", "saved_model", "onnx")
+COSINE = {"float16": 0.999, "dynamic": 0.99, "int8": 0.98, "int8_cpu": 0.98}
+FORMATS = ("float32", "float16", "dynamic", "int8", "int8_cpu", "saved_model", "onnx")
 KEY = ("model", "weights", "format", "threads")
 COLUMNS = (
     *KEY,

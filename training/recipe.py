@@ -101,8 +101,8 @@ class Recipe:
         pairs_every: Epochs between verifications of the pairs during training, whose accuracy, its
             deviation, area under the ROC and XNorm join the logs, and whose ROC curves the report
             shows in one figure; 0: only at the end.
-        export: Formats to write at the end, joined by "+": "litert", "int8", "saved_model", "onnx";
-            or "none".
+        export: Formats to write at the end, joined by "+": "litert", "int8", "int8_cpu",
+            "saved_model", "onnx"; or "none".
     """
 
     model: str
@@ -229,7 +229,7 @@ class Recipe:
                 "pairs_every must be 0, or positive with pairs; got "
                 f"pairs_every={self.pairs_every!r}, pairs={self.pairs!r}."
             )
-        formats = ("none", "litert", "int8", "saved_model", "onnx")
+        formats = ("none", "litert", "int8", "int8_cpu", "saved_model", "onnx")
         if not set(self.export.split("+")) <= set(formats):
             raise ValueError(
                 f"export must be of {', '.join(formats)}, joined by '+'; got {self.export!r}."

@@ -163,9 +163,9 @@ def _export(recipe: Recipe, model, train, out: pathlib.Path) -> list[dict]:
             reports.append(
                 export.to_litert(
                     model,
-                    out / ("model.tflite" if kind == "litert" else "model_int8.tflite"),
+                    out / ("model.tflite" if kind == "litert" else f"model_{kind}.tflite"),
                     output=output,
-                    quantization=None if kind == "litert" else "int8",
+                    quantization=None if kind == "litert" else kind,
                     representative_data=calibration,
                 )
             )

@@ -152,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
         "weights; without them the export is of an untrained model, to measure size and speed",
     )
     group = command.add_argument_group("for --to litert")
-    group.add_argument("--quantize", choices=("float16", "dynamic", "int8"))
+    group.add_argument("--quantize", choices=("float16", "dynamic", "int8", "int8_cpu"))
     group.add_argument(
         "--representative",
         metavar="SOURCE",
@@ -406,10 +406,10 @@ def _check_export(given: argparse.Namespace) -> None:
         raise UsageError("--weights belongs to a model given by its name.")
     if given.output == "embedding" and given.names is not None:
         raise UsageError("--names belongs to an output of classes, not to --output embedding.")
-    if given.quantize == "int8" and given.representative is None:
+    if given.quantize in ("int8", "int8_cpu") and given.representative is None:
         raise UsageError(
-            "--quantize int8 needs --representative: about a hundred images of the kind the "
-            "model will see."
+            f"--quantize {given.quantize} needs --representative: about a hundred images of the "
+            "kind the model will see."
         )
 
 

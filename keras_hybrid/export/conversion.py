@@ -29,6 +29,9 @@ from keras_hybrid.export.process import ExportError
 
 _STRUCTURAL = {"Const", "Identity", "NoOp", "Placeholder"}
 _BUFFER_ALIGNMENT = 16
+# What "int8_cpu" leaves in float32: LiteRT computes these in int8 by its reference kernels, the
+# products of attention above all, and the statistics of layer normalisation lose most by it.
+_FLOAT_ON_CPU = ("BATCH_MATMUL", "SOFTMAX", "MEAN", "SQUARED_DIFFERENCE", "RSQRT")
 
 
 def main(job_file: str, answer_file: str) -> int:
@@ -109,11 +112,14 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if job["quantization"] == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if job["quantization"] == "int8":
+    if job["quantization"] in ("int8", "int8_cpu"):
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: _representative_batches(job)
     try:
-        content = converter.convert()
+        if job["quantization"] == "int8_cpu":
+            content = _quantize_for_cpu(converter, job)
+        else:
+            content = converter.convert()
     except Exception as error:
         raise ExportError(_describe_conversion_failure(error, function)) from error
     content = _with_metadata(content, job["metadata"])
@@ -247,6 +253,20 @@ def _representative_batches(job: dict[str, Any]) -> Iterator[dict[str, np.ndarra
     images = np.load(job["representative_data"], mmap_mode="r")
     for batch, _ in _fixed_batches(job["batch_size"] or 1)(images):
         yield {IMAGE: batch.astype(job["input_dtype"])}
+
+
+def _quantize_for_cpu(converter: Any, job: dict[str, Any]) -> bytes:
+    """Return the int8 file with some operators in float32, by TensorFlow's own list of them."""
+    import tensorflow as tf
+
+    debugger = tf.lite.experimental.QuantizationDebugger(
+        converter=converter,
+        debug_dataset=lambda: _representative_batches(job),
+        debug_options=tf.lite.experimental.QuantizationDebugOptions(
+            denylisted_ops=list(_FLOAT_ON_CPU)
+        ),
+    )
+    return debugger.get_nondebug_quantized_model()
 
 
 def _with_metadata(content: bytes, metadata: str) -> bytes:

@@ -30,10 +30,11 @@ from keras_hybrid.export.report import (
     smallest_cosine,
 )
 
-Quantization = Literal["float16", "dynamic", "int8"]
+Quantization = Literal["float16", "dynamic", "int8", "int8_cpu"]
 Output = Literal["predictions", "embedding", "cosines", "probabilities"]
 
-_QUANTIZATIONS = (None, "float16", "dynamic", "int8")
+_QUANTIZATIONS = (None, "float16", "dynamic", "int8", "int8_cpu")
+_CALIBRATED = ("int8", "int8_cpu")
 _FLOAT32_TOLERANCE = 1e-2
 
 
@@ -129,8 +130,11 @@ def to_litert(
       the fly, so no data are needed. XNNPACK has no such kernel for depthwise convolutions: a
       MobileFaceNet is slower so than in float32 (see ``docs/export.md``).
     - ``"int8"``: weights and activations in int8, for accelerators without floating point. An
-      operator without an int8 kernel stays in float32. Measure before preferring it to
-      ``"dynamic"`` on a CPU: attention is often slower in int8 than in float32.
+      operator without an int8 kernel stays in float32. On a CPU attention is slower so than in
+      float32: LiteRT has slow kernels for its products of activations.
+    - ``"int8_cpu"``: the same size, with those products, softmax, means and the rest of layer
+      normalisation in float32. Without attention and layer normalisation it is ``"int8"``, but
+      for global pooling.
 
     All kinds are made by the TensorFlow converter. For ``"int8"`` it was measured against
     ai-edge-quantizer 0.10 (static, 8-bit weights and activations, the same calibration images) on
@@ -144,12 +148,13 @@ def to_litert(
             file.
         path: The ``.tflite`` file to write. One that is there already is replaced once the new
             one has been checked.
-        quantization: ``None``, ``"float16"``, ``"dynamic"`` or ``"int8"``.
+        quantization: ``None``, ``"float16"``, ``"dynamic"``, ``"int8"`` or ``"int8_cpu"``.
         representative_data: Images of the kind the model will see, with values in
             ``input_range``: an array ``(n, height, width, channels)``, or an iterable of such
             arrays, of single images, or of tuples beginning with one. A hundred varied images
-            calibrate well; the first 1000 are used. Required for ``"int8"``. Where given, the
-            file is compared with the model on eight of them, otherwise on made-up images.
+            calibrate well; the first 1000 are used. Required for ``"int8"`` and ``"int8_cpu"``.
+            Where given, the file is compared with the model on eight of them, otherwise on
+            made-up images.
         output: ``None`` or ``"predictions"`` for the model's own outputs, whatever they are;
             ``"embedding"`` for the L2-normalised output of its layer ``embedding``; ``"cosines"``
             of a cosine classifier; ``"probabilities"`` of any other, with a softmax if it has none.
@@ -188,10 +193,10 @@ def to_litert(
         )
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be a positive int or None, received {batch_size!r}.")
-    if quantization == "int8" and representative_data is None:
+    if quantization in _CALIBRATED and representative_data is None:
         raise ValueError(
-            "quantization='int8' needs representative_data: about a hundred images of the kind "
-            "the model will see, an array (n, height, width, channels) with values in "
+            f"quantization={quantization!r} needs representative_data: about a hundred images of "
+            "the kind the model will see, an array (n, height, width, channels) with values in "
             f"[{input_range[0]:g}, {input_range[1]:g}] or an iterable of such arrays."
         )
     return _export(
@@ -305,7 +310,7 @@ def _export(
         )
         expected = prepared.predict(samples)
         np.save(folder / "samples.npy", samples)
-        if quantization == "int8":
+        if quantization in _CALIBRATED:
             np.save(folder / "representative_data.npy", images)
         made = folder / target.name
         job = {

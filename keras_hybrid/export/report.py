@@ -41,7 +41,7 @@ class ExportReport:
             output and the model's.
         samples: Number of images compared.
         operators: How often the file uses each operator, sorted by name.
-        quantization: ``None``, ``"float16"``, ``"dynamic"`` or ``"int8"``.
+        quantization: ``None``, ``"float16"``, ``"dynamic"``, ``"int8"`` or ``"int8_cpu"``.
         inputs: The inputs of the file.
         outputs: The outputs of the file.
         seconds: Duration of the whole export, the check included.
