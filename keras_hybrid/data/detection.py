@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -26,11 +27,13 @@ from keras_hybrid.data.sources import ImageSource
 __all__ = ["Crops", "Face", "FaceDetector", "write_crops"]
 
 _LOGGER = logging.getLogger(__name__)
-# YuNet is made for faces of 10 to 300 pixels and misplaces the landmarks of those twice as large: a
-# photograph is searched at the first size, and where that shows a large face, at the second.
-_LONGEST_SIDES = (640, 320)
+# YuNet is made for faces of 10 to 300 pixels; larger ones it overlooks, or misplaces their
+# landmarks: a photograph is searched at several sizes.
+_LONGEST_SIDES = (1280, 640, 320)
 _LARGEST_FACE = 320
-_COLUMNS = ("file", "label", "photograph", "faces", "confidence", *LANDMARK_COLUMNS)
+_COLUMNS = ("file", "label", "label_number", "photograph", "faces", "confidence", *LANDMARK_COLUMNS)
+_LONGEST_NAME = 120  # bytes; file systems take 255 with what is added
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Face:
 class FaceDetector:
     """YuNet, from its ONNX file with inputs of any size (``yunet_n_dynamic.onnx``).
 
-    Not to be called by two threads at once.
+    It finds upright faces: of a head tilted by more than about 30° the landmarks are wrong, and an
+    upside-down face can be taken for an upright one. Faces smaller than about a hundredth of a
+    large photograph's longer side are not found. Not to be called by two threads at once.
 
     Args:
         path: The file.
@@ -94,11 +99,17 @@ class FaceDetector:
         Returns:
             The faces, none if there are none.
         """
-        for longest_side in _LONGEST_SIDES:
-            scale = max(1.0, max(image.shape[:2]) / longest_side)
-            faces = self._find(image, scale)
-            if all(max(face.box[2:]) <= _LARGEST_FACE * scale for face in faces):
-                break
+        scales = {max(1.0, max(image.shape[:2]) / side): None for side in _LONGEST_SIDES}
+        faces: list[Face] = []
+        limit = 0.0  # pixels: the largest face that the search before this one is made for
+        for scale in scales:
+            found = [
+                face
+                for face in self._find(image, scale)
+                if max(face.box[2:]) > limit or not _is_among(face, faces)
+            ]
+            faces = [face for face in faces if not _is_among(face, found)] + found
+            limit = _LARGEST_FACE * scale
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
     def _find(self, image: np.ndarray, scale: float) -> list[Face]:
@@ -191,7 +202,8 @@ def write_crops(
         raise ValueError(f"`folder`: {folder} must be new or empty; it holds {some(present)}.")
 
     paths = source.paths
-    folders = _unique(_safe(name) for name in source.class_names)
+    taken_folders = {CROPS_TABLE}
+    folders = [_free(_safe(name), taken_folders) for name in source.class_names]
     suffix = ".png" if quality is None else ".jpg"
     counts = dict.fromkeys(("unreadable", "without_face", "small", "crowded", "several"), 0)
     names: dict[int, set[str]] = {}
@@ -200,7 +212,9 @@ def write_crops(
         counts[kind] += 1
         _LOGGER.warning("skipped %s: %s", path, reason)
 
-    with (folder / CROPS_TABLE).open("w", newline="", encoding="utf-8") as opened:
+    with (folder / CROPS_TABLE).open(
+        "w", newline="", encoding="utf-8", errors="backslashreplace"
+    ) as opened:
         table = csv.writer(opened)
         table.writerow(_COLUMNS)
         for row, label in enumerate(source.labels.tolist()):
@@ -229,7 +243,7 @@ def write_crops(
                 continue
             crop = align_face(photograph, face.landmarks, image_size, antialias=True)
             taken = names.setdefault(label, set())
-            name = _free(_safe(PurePosixPath(path.replace("\\", "/")).stem), taken)
+            name = _free(_safe(_stem(path)), taken)
             file = Path(folders[label], name + suffix)
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_bytes(encode_image(crop, quality))
@@ -238,6 +252,7 @@ def write_crops(
                 [
                     file.as_posix(),
                     source.class_names[label],
+                    label,
                     path,
                     len(faces),
                     round(face.confidence, 4),
@@ -247,23 +262,36 @@ def write_crops(
             opened.flush()
             counts["several"] += len(faces) > 1
     if not names:
-        raise ValueError(f"`source`: no face was found in {len(source)} photographs of {source!r}.")
+        (folder / CROPS_TABLE).unlink()  # so that another try may use the folder
+        found = ", ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in counts.items() if n)
+        raise ValueError(f"`source`: no crop of {len(source)} photographs was made ({found}).")
     lost = tuple(n for label, n in enumerate(source.class_names) if label not in names)
     if lost:
         _LOGGER.warning("%d classes have no crop: %s", len(lost), some(lost))
     return Crops(written=sum(map(len, names.values())), lost=lost, **counts)
 
 
+def _is_among(face: Face, faces: Sequence[Face]) -> bool:
+    """Whether the box of a face shares half of the smaller one with that of another."""
+    boxes = np.array([other.box for other in faces]).reshape(-1, 4)
+    start = np.maximum(boxes[:, :2], face.box[:2])
+    end = np.minimum(boxes[:, :2] + boxes[:, 2:], np.add(face.box[:2], face.box[2:]))
+    shared = np.maximum(end - start, 0).prod(1)
+    smaller = np.minimum(boxes[:, 2:].prod(1), np.prod(face.box[2:]))
+    return bool((shared > smaller / 2).any())
+
+
+def _stem(path: str) -> str:
+    """The name of a photograph: a file's without its suffix, or that of a place in an archive."""
+    path = PurePosixPath(path.replace("\\", "/"))
+    return path.name if path.name.endswith("]") else path.stem
+
+
 def _safe(name: str) -> str:
     """A name as that of a file or folder: what some file system forbids becomes an underscore."""
-    name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", str(name)).strip(" .")
-    return name or "_"
-
-
-def _unique(names) -> list[str]:
-    """The names, those that came before with a number; case does not tell files apart."""
-    taken: set[str] = set()
-    return [_free(name, taken) for name in names]
+    name = str(name).encode("utf-8", "replace")[:_LONGEST_NAME].decode("utf-8", "ignore")
+    name = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", name).strip().strip(" .")
+    return f"{name}_" if not name or _RESERVED.fullmatch(name) else name
 
 
 def _free(name: str, taken: set[str]) -> str:
