@@ -10,7 +10,12 @@ def run_align(given: argparse.Namespace) -> None:
     from keras_hybrid import data
 
     detector = data.FaceDetector(given.detector)
-    source = data.open_source(given.source, split=given.split, images=given.images)
+    options = {
+        name: getattr(given, name)
+        for name in ("file_column", "label_column", "split_column")
+        if getattr(given, name) is not None
+    }
+    source = data.open_source(given.source, split=given.split, images=given.images, **options)
     crops = data.write_crops(
         source,
         given.out,

@@ -83,13 +83,21 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
         )
     table = {} if given.landmarks is None else {"landmarks": given.landmarks}
     source = open_source(given.data, size, split=given.split, images=given.images, **table)
+    if given.split not in (None, "train"):
+        _number_as_training_split(source, given)
     if len(source.class_names) != shape[1]:
         raise ValueError(
             f"{given.data} has {len(source.class_names)} classes, {given.model} {shape[1]}: "
             "identification needs the classes the model was trained on, in the same order."
         )
+    _check_names(source.class_names, given)
     if given.test_fraction is not None:
         source = data.split_source(source, given.test_fraction, given.seed or 0)[1]
+        if not len(source):
+            raise ValueError(
+                f"--test-fraction {given.test_fraction} holds none of {given.data} out: no class "
+                "has more than one image."
+            )
     takes_landmarks = len(model.inputs) > 1
     test = data.load_arrays(source, size, landmarks=takes_landmarks)
     result = evaluation.evaluate_classifier(
@@ -116,6 +124,56 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
         "skipped_images": len(test.skipped),
         "flip": given.flip,
     }
+
+
+def _number_as_training_split(source, given: argparse.Namespace) -> None:
+    """Number a split of a folder or .zip as the split `train` beside it, if there is one."""
+    import numpy as np
+
+    from keras_hybrid import data
+    from keras_hybrid.data.files import some
+
+    if not (Path(given.data).is_dir() or given.data.lower().endswith(".zip")):
+        return  # a table and a data set of TFDS number all splits alike
+    try:
+        trained = data.open_source(given.data, split="train").class_names
+    except ValueError:
+        return
+    if trained == source.class_names:
+        return
+    unknown = sorted({*source.class_names} - {*trained})
+    if unknown:
+        raise ValueError(
+            f"--split {given.split} of {given.data} has classes that its split train lacks: "
+            f"{some(unknown)}."
+        )
+    number = {name: label for label, name in enumerate(trained)}
+    source.labels = np.array([number[n] for n in source.class_names], np.int32)[source.labels]
+    source.class_names = list(trained)
+
+
+def _check_names(names: list[str], given: argparse.Namespace) -> None:
+    """Raise ValueError where the model's training had other classes, or in another order."""
+    from keras_hybrid.data.files import some
+
+    file = given.model.parent / RESULTS
+    trained = read_results(file).get("class_names") if file.is_file() else None
+    if not isinstance(trained, list) or len(trained) != len(names):  # no record, or another model's
+        return
+    trained = [str(name) for name in trained]
+    numbers = [str(number) for number in range(len(names))]
+    if set(trained) != set(names) and numbers in (trained, names):  # which are nobody's names
+        return
+    wrong = [
+        f"{number} is {name!r}, not {known!r}"
+        for number, (name, known) in enumerate(zip(names, trained, strict=True))
+        if name != known
+    ]
+    if wrong:
+        raise ValueError(
+            f"The classes of {given.data} are not those that {file} says {given.model} was "
+            f"trained on, in the same order: {some(wrong)}."
+        )
 
 
 def _check_out(folder: Path) -> None:

@@ -69,8 +69,9 @@ def class_names(source: str | None, model) -> list[str] | None:
     if source is None:
         return None
     if source.lower().endswith(".txt"):
-        names = Path(source).read_text(encoding="utf-8").split("\n")
-        names = [name.strip() for name in names if name.strip()]
+        from keras_hybrid.data.files import read_text
+
+        names = [name.strip() for name in read_text(source, "names").split("\n") if name.strip()]
     else:
         names = list(open_source(source, (8, 8), split=_training_split(source)).class_names)
     classes = model.outputs[0].shape[-1]

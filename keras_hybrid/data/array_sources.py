@@ -20,7 +20,8 @@ class ArraySource(ImageSource):
     Args:
         images: uint8 or float in [0, 255], (n, height, width, 3); grey as (n, height, width) or
             (n, height, width, 1) becomes RGB. Floats are rounded.
-        labels: (n,) whole numbers 0 … classes − 1, or names, which are numbered in sorted order.
+        labels: (n,) whole numbers 0 … classes − 1 without a gap, or texts, which are numbered as a
+            table's (:class:`CSVSource`).
         classes: Number of classes, if it is to be checked.
         class_names: Names of the classes; classes without an image are then allowed.
         name: What messages call it.
@@ -52,7 +53,7 @@ class ArraySource(ImageSource):
             raise ValueError(f"`labels` must have shape ({len(images)},), got {labels.shape}.")
         self._images = _as_bytes(images)
         where = [f"{name}[{i}]" for i in range(len(images))]
-        if labels.dtype.kind in "USOT" and not all(isinstance(v, int) for v in labels.tolist()):
+        if any(isinstance(value, str | bytes) for value in labels.tolist()):
             texts = [v.decode() if isinstance(v, bytes) else str(v) for v in labels.tolist()]
             labels, found = number_labels(texts, where, classes)
             class_names = _checked_names(found, class_names)
@@ -61,7 +62,8 @@ class ArraySource(ImageSource):
         else:
             labels = _whole_numbers(labels, where)
             if class_names is None:
-                check_range(labels, classes, where)
+                advice = "; name all classes in `class_names` if some of them have none"
+                check_range(labels, classes, where, advice)
                 class_names = [str(label) for label in range(int(labels.max()) + 1)]
             elif labels.max() >= len(class_names):
                 worst = int(np.argmax(labels))
@@ -146,24 +148,32 @@ class NpzSource(ArraySource):
         class_names: Sequence[str] | None = None,
     ):
         suffix = f"_{split}" if split else ""
+        pairs = [(x + suffix, y + suffix) for x, y in (("x", "y"), ("images", "labels"))]
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                for x, y in (("x", "y"), ("images", "labels")):
-                    if x + suffix in arrays.files and y + suffix in arrays.files:
-                        images, labels = arrays[x + suffix], arrays[y + suffix]
-                        break
-                else:
-                    raise ValueError(
-                        f"{path} must hold x{suffix} and y{suffix}, or images{suffix} and "
-                        f"labels{suffix}; it holds {some(arrays.files)}."
-                    )
+                held = arrays.files
+                names = next((pair for pair in pairs if {*pair} <= {*held}), ())
+                found = [arrays[name] for name in names]
         except FileNotFoundError as error:
             raise ValueError(f"`path`: there is no file {path}.") from error
-        except (zipfile.BadZipFile, EOFError, OSError, AttributeError) as error:
-            raise ValueError(f"{path} is not a complete .npz file: {error}") from error
-        super().__init__(
-            images, labels, classes=classes, class_names=class_names, name=Path(path).name
-        )
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            OSError,
+            RuntimeError,  # a member with a password
+            TypeError,  # a single array, .npy
+            ValueError,  # Python objects
+        ) as error:
+            raise ValueError(
+                f"`path`: {path} is not a complete .npz file of numbers and texts: {error}"
+            ) from error
+        if not found:
+            raise ValueError(
+                f"{path} must hold x{suffix} and y{suffix}, or images{suffix} and "
+                f"labels{suffix}; it holds {some(held)}."
+            )
+        super().__init__(*found, classes=classes, class_names=class_names, name=Path(path).name)
 
 
 class TFDSSource(ImageSource):

@@ -163,10 +163,11 @@ def write_crops(
 ) -> Crops:
     """Find the face of each photograph and write it as an aligned crop: a folder for each class.
 
-    Beside the folders comes ``index.csv``: of each crop its file and class, the photograph, how
-    many faces that has, the detector's confidence, and the landmarks in pixels of the crop. It
-    grows with the crops, so that after an interruption it names those that are there. A photograph
-    without a crop is reported with its path and the reason.
+    Beside the folders comes ``index.csv``: of each crop its file, its class's folder and number,
+    the photograph, how many faces that has, the detector's confidence, and the landmarks in pixels
+    of the crop. Classes have the same numbers there as in the folders. The table grows with the
+    crops, so that after an interruption it names those that are there. A photograph without a crop
+    is reported with its path and the reason.
 
     Args:
         source: The photographs.
@@ -204,6 +205,7 @@ def write_crops(
     paths = source.paths
     taken_folders = {CROPS_TABLE}
     folders = [_free(_safe(name), taken_folders) for name in source.class_names]
+    number = {name: rank for rank, name in enumerate(sorted(folders))}  # as a folder is read
     suffix = ".png" if quality is None else ".jpg"
     counts = dict.fromkeys(("unreadable", "without_face", "small", "crowded", "several"), 0)
     names: dict[int, set[str]] = {}
@@ -251,8 +253,8 @@ def write_crops(
             table.writerow(
                 [
                     file.as_posix(),
-                    source.class_names[label],
-                    label,
+                    folders[label],
+                    number[folders[label]],
                     path,
                     len(faces),
                     round(face.confidence, 4),

@@ -1,5 +1,6 @@
-"""Image files in a folder or a zip archive: listing, reading, decoding, resizing."""
+"""Image files and tables in a folder or a zip archive: listing, reading, decoding, resizing."""
 
+import csv
 import io
 import os
 import struct
@@ -7,7 +8,7 @@ import threading
 import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -183,8 +184,13 @@ class Folder:
     def listing(self) -> tuple[list[str], list[str]]:
         """All files and all folders, sorted, without hidden ones."""
         files, folders = [], []
+        trails = {str(self.root): (os.path.realpath(self.root),)}
         for base, names, members in os.walk(self.root, followlinks=True):
-            names[:] = sorted(name for name in names if not _is_hidden(name))
+            trail = trails.pop(base)
+            inside = {name: os.path.realpath(os.path.join(base, name)) for name in names}
+            # A link to a folder that it lies in would list everything below that once more.
+            names[:] = sorted(n for n in names if not _is_hidden(n) and inside[n] not in trail)
+            trails.update((os.path.join(base, name), (*trail, inside[name])) for name in names)
             prefix = Path(base).relative_to(self.root)
             folders += [(prefix / name).as_posix() for name in names]
             files += [(prefix / name).as_posix() for name in members if not _is_hidden(name)]
@@ -224,7 +230,7 @@ class Zip:
         self.root = path
         try:
             with zipfile.ZipFile(path) as archive:
-                self._members = {item.filename: item for item in archive.infolist()}
+                self._members = {_member_name(item.filename): item for item in archive.infolist()}
         except zipfile.BadZipFile as error:
             raise ValueError(f"{path} is not a complete zip archive: {error}") from error
         self._local = threading.local()
@@ -267,9 +273,20 @@ class Zip:
             self._local.archive = zipfile.ZipFile(self.root)
             self._local.process = os.getpid()
         try:
-            return self._local.archive.read(name)
-        except (zipfile.BadZipFile, OSError, zlib.error, EOFError, NotImplementedError) as error:
-            raise UnreadableImageError(self.where(name), str(error)) from error
+            return self._local.archive.read(self._members[name])
+        except Exception as error:  # of each compression its own, and of a member with a password
+            raise UnreadableImageError(self.where(name), str(error) or repr(error)) from error
+
+
+def posix_name(name: str) -> str:
+    """A file's name as a table or an archive has it, written as this library writes it."""
+    return str(PurePosixPath(name.strip().replace("\\", "/")))
+
+
+def _member_name(name: str) -> str:
+    """A zip member's name, which some programs begin with ``./`` or write with backslashes."""
+    name = name.replace("\\", "/")
+    return str(PurePosixPath(name.lstrip("/"))) + "/" * name.endswith("/")
 
 
 def _is_hidden(name: str) -> bool:
@@ -283,6 +300,8 @@ def is_image(name: str) -> bool:
 
 def open_files(path: str | os.PathLike, argument: str) -> Folder | Zip:
     """Open a folder or zip archive."""
+    if not os.fspath(path):  # a path made of it would be the current folder
+        raise ValueError(f"`{argument}` is empty; a folder or a .zip is expected.")
     path = Path(path)
     if path.is_dir():
         return Folder(path)
@@ -306,6 +325,34 @@ def read_text(path: str | os.PathLike, argument: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     raise ValueError(f"`{argument}`: there is no file {path}.")
+
+
+def read_table(
+    path: str | os.PathLike, argument: str
+) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Read a comma-separated table with a header, which may lie in a zip archive.
+
+    Returns:
+        Its columns, and its rows, each with the line that it ends in.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path, argument), newline=""), strict=True)
+    try:
+        columns = list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise ValueError(f"{path}, line 1: {error}.") from error
+    return columns, _rows(reader, path)
+
+
+def _rows(reader: csv.DictReader, path: str | os.PathLike) -> Iterator[tuple[int, dict[str, str]]]:
+    end = reader.line_num
+    try:
+        for row in reader:
+            end = reader.line_num
+            yield end, row
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {end + 1}: {error}; is a quotation mark not closed?"
+        ) from error
 
 
 def archive_of(path: Path) -> Path:

@@ -7,14 +7,12 @@ reaches from x = −½ to w − ½. Everything in :mod:`keras_hybrid.data` and
 :func:`normalize_landmarks` of them, which is done for it at the last moment.
 """
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_hybrid.data.files import read_text, some
+from keras_hybrid.data.files import posix_name, read_table, some
 
 __all__ = [
     "LANDMARK_COLUMNS",
@@ -53,8 +51,7 @@ def read_landmarks(
         ValueError: If a column or one of the files is missing, a file has two rows with other
             landmarks, or a landmark is not a number.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path, "landmarks"), newline=""))
-    columns = reader.fieldnames or []
+    columns, rows = read_table(path, "landmarks")
     missing = [name for name in (file_column, *LANDMARK_COLUMNS) if name not in columns]
     if missing:
         raise ValueError(
@@ -63,11 +60,11 @@ def read_landmarks(
         )
     wanted = {_key(name) for name in files}
     found: dict[str, np.ndarray] = {}
-    for row in reader:
+    for line, row in rows:
         key = _key(row[file_column] or "")
         if key not in wanted:
             continue
-        where = f"{path}, line {reader.line_num}"
+        where = f"{path}, line {line}"
         points = parse_landmarks([row], [where])[0]
         if not np.array_equal(found.setdefault(key, points), points, equal_nan=True):
             raise ValueError(f"{where}: {row[file_column]!r} has other landmarks further up.")
@@ -80,7 +77,7 @@ def read_landmarks(
 
 
 def _key(name: str) -> str:
-    return name.strip().replace("\\", "/").removeprefix("images/")
+    return posix_name(name).removeprefix("images/")
 
 
 def parse_landmarks(rows: Sequence[Mapping[str, str]], where: Sequence[str]) -> np.ndarray:

@@ -72,6 +72,8 @@ def open_source(
             raise ValueError(f"A tuple must be (images, labels), got {len(spec)} elements.")
         return _build(ArraySource, "arrays", split, images, options, {}, *spec)
     text = os.fspath(spec)
+    if not text:  # a path made of it would be the current folder
+        raise ValueError("`spec` is empty; name a folder, a file or a data set.")
     if text.startswith("synthetic:"):
         match = re.fullmatch(r"synthetic:(\d+)x(\d+)", text)
         if not match:

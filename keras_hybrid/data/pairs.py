@@ -224,7 +224,7 @@ def make_pairs(
     The identities must not be among those the model was trained on, or the figure flatters.
 
     Args:
-        source: Images of at least ``2 · folds`` identities, two or more images each.
+        source: Images of at least ``2 · folds`` identities, ``folds`` of which have two or more.
         folds: Number of folds. ``None``: 10, or as many as there are identities for, at least 2.
         per_fold: Pairs in each fold, an even number. ``None``: 60, or as many as each fold has.
         seed: Of the draw.
@@ -239,7 +239,7 @@ def make_pairs(
     labels = np.asarray(source.labels)
     identities = generator.permutation(np.unique(labels))
     if folds is None:
-        folds = max(2, min(10, len(identities) // 2))
+        folds = possible_folds(labels, 10)
     if folds < 1 or (per_fold is not None and (per_fold < 2 or per_fold % 2)):
         raise ValueError(
             "`folds` must be at least 1 and `per_fold` a positive even number, got "
@@ -251,8 +251,16 @@ def make_pairs(
             f"{'fewer `folds`' if folds > 2 else 'more people'}."
         )
     images = dict(zip(*np.unique(labels, return_counts=True), strict=True))
+    has_pair = np.array([images[person] > 1 for person in identities])
+    if has_pair.sum() < folds:
+        raise ValueError(
+            f"{folds} folds need at least {folds} identities of two or more images, got "
+            f"{has_pair.sum()}: give {'fewer `folds`' if folds > 2 else 'more images'}."
+        )
     groups = []
-    for group in np.array_split(identities, folds):
+    several = np.array_split(identities[has_pair], folds)
+    single = np.array_split(identities[~has_pair], folds)[::-1]  # where fewer of the others are
+    for group in map(np.concatenate, zip(several, single, strict=True)):
         # All pairs of a fold are listed, so of very many images some people stand for it.
         total = np.cumsum([images[person] for person in group])
         groups.append(group[: max(2, np.searchsorted(total, _LARGEST_FOLD, side="right"))])
@@ -264,6 +272,9 @@ def make_pairs(
     left, right, same, fold = [], [], [], []
     for number, group in enumerate(groups):
         rows = np.flatnonzero(np.isin(labels, group))
+        if len(rows) > _LARGEST_FOLD:  # of two people: then some images stand for each
+            drawn = [generator.permutation(rows[labels[rows] == person]) for person in group]
+            rows = np.sort(np.concatenate([d[: _LARGEST_FOLD // len(group)] for d in drawn]))
         first, second = np.triu_indices(len(rows), 1)
         is_same = labels[rows[first]] == labels[rows[second]]
         for wanted in (True, False):
@@ -289,3 +300,9 @@ def make_pairs(
         lambda name: source.read(rows_by_name[name]),
         None if source.landmarks is None else dict(zip(names, source.landmarks, strict=True)),
     )
+
+
+def possible_folds(labels: np.ndarray, most: int) -> int:
+    """How many folds, at least 2 and at most so many, there are people for in drawn pairs."""
+    images = np.unique(labels, return_counts=True)[1]
+    return max(2, min(most, len(images) // 2, int((images > 1).sum())))

@@ -182,7 +182,7 @@ def _record_file(path: Path, split: str | None) -> Path:
         return file
     if split is not None:
         raise ValueError(f"`split`={split!r} belongs to a folder, not to {path}.")
-    file = path if path.suffix == ".rec" else path.with_name(f"{path.name}.rec")
+    file = path if path.suffix.lower() == ".rec" else path.with_name(f"{path.name}.rec")
     if not file.is_file():
         raise ValueError(f"`path`: there is no file {file}.")
     return file

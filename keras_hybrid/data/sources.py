@@ -13,12 +13,11 @@ become RGB, EXIF rotation is applied, and a file that cannot be decoded raises
 stop when the source is opened.
 """
 
-import csv
 import hashlib
-import io
 import logging
 import os
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -35,7 +34,8 @@ from keras_hybrid.data.files import (
     decode_image,
     is_image,
     open_files,
-    read_text,
+    posix_name,
+    read_table,
     some,
 )
 from keras_hybrid.data.landmarks import LANDMARK_COLUMNS, parse_landmarks, read_landmarks
@@ -43,6 +43,7 @@ from keras_hybrid.data.landmarks import LANDMARK_COLUMNS, parse_landmarks, read_
 __all__ = ["CSVSource", "FolderSource", "ImageSource", "Subset", "ZipSource", "split_source"]
 
 _LOGGER = logging.getLogger(__name__)
+_NUMBER_COLUMN = "label_number"  # of `write_crops`: the numbering of the photographs' source
 
 
 class ImageSource(ABC):
@@ -110,12 +111,13 @@ class ImageSource(ABC):
     def fingerprint(self) -> str:
         """Hash of what a cache of decoded images depends on: names, labels, landmarks, stamps."""
         digest = hashlib.sha256()
-        digest.update("\0".join(self.class_names).encode())
+        # A file's name need not be text: what is not arrives as surrogates.
+        digest.update("\0".join(self.class_names).encode(errors="surrogatepass"))
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         if self.landmarks is not None:
             digest.update(np.ascontiguousarray(self.landmarks).tobytes())
         for path, stamp in zip(self.paths, self.stamps(), strict=True):
-            digest.update(f"{path}\0{stamp}\n".encode())
+            digest.update(f"{path}\0{stamp}\n".encode(errors="surrogatepass"))
         return digest.hexdigest()
 
 
@@ -263,8 +265,12 @@ class CSVSource(_FileSource):
 
     Labels are whole numbers or names. Numbers 0, 1, 2 … are kept. Names, and numbers with gaps
     (identity numbers), are numbered in sorted order over **all** rows, so that every split of the
-    table has the same numbering; ``class_names`` keeps what the table says. Columns x0, y0 … x4, y4
-    (two eyes, nose, two mouth corners, in pixels of the image) become ``landmarks``.
+    table has the same numbering; ``class_names`` keeps what the table says. Unless every label is
+    plainly a number (``7``, neither ``007`` nor ``7.0``), all are names, sorted as
+    :class:`FolderSource` sorts folders. A column ``label_number`` beside ``label``, which
+    :func:`write_crops` writes, says which number each label has; numbers that are left out close
+    up. Columns x0, y0 … x4, y4 (two eyes, nose, two mouth corners, in pixels of the image) become
+    ``landmarks``.
 
     Args:
         path: The table: comma-separated, with a header. It may lie in a zip archive:
@@ -280,9 +286,10 @@ class CSVSource(_FileSource):
             takes it; by default the table's own columns are read, if they are there.
 
     Raises:
-        ValueError: If a column, the split or every image is missing, a label is empty, negative,
-            fractional or out of range, a file has two different labels, or landmarks are not
-            numbers or, with ``landmarks``, missing for a file.
+        ValueError: If a column, the split or every image is missing, a row has more or fewer values
+            than the header, a label is empty, negative or out of range or does not fit its
+            ``label_number``, a file has two labels or landmarks, or landmarks are not numbers or,
+            with ``landmarks``, missing for a file.
     """
 
     def __init__(
@@ -298,8 +305,7 @@ class CSVSource(_FileSource):
         landmarks: str | os.PathLike | None = None,
     ):
         path = Path(path)
-        reader = csv.DictReader(io.StringIO(read_text(path, "path"), newline=""))
-        columns = reader.fieldnames or []
+        columns, listed = read_table(path, "path")
         needed = {"file_column": file_column, "label_column": label_column}
         if split is not None:
             needed["split_column"] = split_column
@@ -310,21 +316,28 @@ class CSVSource(_FileSource):
                     f"it has {', '.join(map(repr, columns)) or 'none'}."
                 )
         rows, lines = [], []
-        for row in reader:
-            rows.append(row)
-            lines.append(reader.line_num)
+        for line, row in listed:
+            if None in row.values():
+                raise ValueError(f"{path}, line {line}: fewer values than columns.")
+            if any(row.get(None, ())):
+                raise ValueError(
+                    f"{path}, line {line}: more values than columns; put a value that has a comma "
+                    'in it between quotation marks: "Smith, Anna".'
+                )
+            rows.append(row | {file_column: posix_name(row[file_column])})
+            lines.append(line)
         if not rows:
             raise ValueError(f"{path} has a header but no rows.")
-        incomplete = [line for row, line in zip(rows, lines, strict=True) if None in row.values()]
-        if incomplete:
-            raise ValueError(f"{path}, line {incomplete[0]}: fewer values than columns.")
-        rows, lines = _without_repetition(
-            rows, lines, file_column, label_column, split_column, path
-        )
+        told = (label_column, split_column, _NUMBER_COLUMN, *LANDMARK_COLUMNS)
+        rows, lines = _without_repetition(rows, lines, file_column, told, path)
 
         texts = [row[label_column].strip() for row in rows]
         where = [f"{path}, line {line}" for line in lines]
-        labels, self.class_names = number_labels(texts, where, classes)
+        if label_column == "label" and _NUMBER_COLUMN in columns:
+            numbers = [row[_NUMBER_COLUMN].strip() for row in rows]
+            labels, self.class_names = _numbered_as_told(texts, numbers, where, classes)
+        else:
+            labels, self.class_names = number_labels(texts, where, classes)
         keep = np.arange(len(rows))
         if split is not None:
             keep = np.array([i for i in keep if rows[i][split_column].strip() == split], int)
@@ -342,27 +355,39 @@ class CSVSource(_FileSource):
             self.landmarks = parse_landmarks([rows[i] for i in keep], [where[i] for i in keep])
 
         self._files = open_files(archive_of(path) if images is None else images, "images")
-        names = [PurePosixPath(rows[i][file_column].strip().replace("\\", "/")) for i in keep]
-        prefix = next((p for p in ("", "images/") if self._files.size(f"{p}{names[0]}") >= 0), "")
-        self._names = [f"{prefix}{name}" for name in names]
-        missing = [name for name in self._names if self._files.size(name) < 0]
-        if len(missing) == len(self._names):
+        self._names = _stored_names([rows[i][file_column] for i in keep], self._files)
+        if all(self._files.size(name) < 0 for name in self._names):
             raise ValueError(
-                f"`images`: none of the {len(names)} files of {path} is in {self._files.root}; "
+                f"`images`: none of the {len(keep)} files of {path} is in {self._files.root}; "
                 f"the first would be {self._files.where(self._names[0])}."
             )
 
 
-def _without_repetition(rows, lines, file_column, label_column, split_column, path):
-    """Drop repeated rows; a file with two labels, or in two splits, is an error."""
+def _stored_names(names: Sequence[str], files: Folder | Zip) -> list[str]:
+    """A table's files as they are stored: perhaps below ``images/``, or their accents apart."""
+    places = ((prefix, name) for name in names for prefix in ("", "images/"))
+    prefix = next((prefix for prefix, name in places if files.size(prefix + name) >= 0), "")
+    names = [prefix + name for name in names]
+    if all(files.size(name) >= 0 for name in names):
+        return names
+    # macOS stores é as e and an accent; most tables have it as one character.
+    stored = {unicodedata.normalize("NFC", name): name for name in files.listing()[0]}
+    return [
+        name if files.size(name) >= 0 else stored.get(unicodedata.normalize("NFC", name), name)
+        for name in names
+    ]
+
+
+def _without_repetition(rows, lines, file_column, told, path):
+    """Drop repeated rows; a file of which they tell two things is an error."""
     seen: dict[str, int] = {}
     kept = []
     for position, row in enumerate(rows):
-        first = seen.setdefault(row[file_column].strip(), position)
+        first = seen.setdefault(row[file_column], position)
         if first == position:
             kept.append(position)
             continue
-        for column in (label_column, split_column):
+        for column in told:
             if row.get(column) != rows[first].get(column):
                 raise ValueError(
                     f"{path}: {row[file_column]!r} has {column} {rows[first][column]!r} in line "
@@ -377,29 +402,60 @@ def number_labels(
     texts: Sequence[str], where: Sequence[str], classes: int | None
 ) -> tuple[np.ndarray, list[str]]:
     """Labels and class names from a column of numbers or names."""
+    _check_filled(texts, where)
+    # Folders 7 and 007 are two people: only what is plainly a number, and fits int64, is one.
+    form = r"0|-?[1-9][0-9]{0,17}" if classes is None else r"[+-]?[0-9]{1,18}"
+    others = [i for i, text in enumerate(texts) if not re.fullmatch(form, text)]
+    if others and classes is not None:
+        raise ValueError(f"{where[others[0]]}: label {texts[others[0]]!r} is not a whole number.")
+    if others:
+        names = sorted(set(texts))
+        number = {name: label for label, name in enumerate(names)}
+        return np.array([number[text] for text in texts], np.int32), names
+    numbers = np.array([int(text) for text in texts], np.int64)
+    worst = int(np.argmin(numbers))
+    if numbers[worst] < 0:
+        raise ValueError(f"{where[worst]}: label {texts[worst]} is negative.")
+    if classes is not None:
+        check_range(numbers, classes, where)
+    present, labels = np.unique(numbers, return_inverse=True)
+    return labels.astype(np.int32), [str(number) for number in present]
+
+
+def _numbered_as_told(
+    texts: Sequence[str], numbers: Sequence[str], where: Sequence[str], classes: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """Labels and class names from a column of names and one of their numbers."""
+    _check_filled(texts, where)
+    number_of: dict[str, int] = {}
+    name_of: dict[int, str] = {}
+    for text, number, place in zip(texts, numbers, where, strict=True):
+        if not re.fullmatch("[0-9]{1,18}", number):
+            raise ValueError(f"{place}: {_NUMBER_COLUMN} {number!r} is not a whole number from 0.")
+        first = number_of.setdefault(text, int(number))
+        name = name_of.setdefault(int(number), text)
+        if (name, first) != (text, int(number)):
+            further_up = f"{text!r} has {first}" if name == text else f"{number} is {name!r}"
+            raise ValueError(
+                f"{place}: label {text!r} has {_NUMBER_COLUMN} {number}, but further up "
+                f"{further_up}: each label needs a number of its own."
+            )
+    if classes is not None:
+        check_range(np.array([number_of[text] for text in texts]), classes, where)
+    present = sorted(name_of)
+    labels = np.searchsorted(present, [number_of[text] for text in texts])
+    return labels.astype(np.int32), [name_of[number] for number in present]
+
+
+def _check_filled(texts: Sequence[str], where: Sequence[str]) -> None:
     for text, place in zip(texts, where, strict=True):
         if not text:
             raise ValueError(f"{place}: the label is empty.")
-    if all(re.fullmatch(r"[+-]?\d+", text) for text in texts):
-        numbers = np.array([int(text) for text in texts], np.int64)
-        worst = int(np.argmin(numbers))
-        if numbers[worst] < 0:
-            raise ValueError(f"{where[worst]}: label {texts[worst]} is negative.")
-        present = np.unique(numbers)
-        if classes is not None or np.array_equal(present, np.arange(len(present))):
-            check_range(numbers, classes, where)
-            return numbers.astype(np.int32), [str(number) for number in present]
-        return np.searchsorted(present, numbers).astype(np.int32), [str(n) for n in present]
-    numeric = [re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) for text in texts]
-    if classes is not None or all(numeric):
-        culprit = next(i for i, t in enumerate(texts) if not re.fullmatch(r"[+-]?\d+", t))
-        raise ValueError(f"{where[culprit]}: label {texts[culprit]!r} is not a whole number.")
-    names = sorted(set(texts))
-    number = {name: label for label, name in enumerate(names)}
-    return np.array([number[text] for text in texts], np.int32), names
 
 
-def check_range(labels: np.ndarray, classes: int | None, where: Sequence[str]) -> None:
+def check_range(
+    labels: np.ndarray, classes: int | None, where: Sequence[str], advice: str = ""
+) -> None:
     """Labels must be exactly 0 … classes − 1 (classes: as many as there are, if None)."""
     count = int(labels.max()) + 1 if classes is None else classes
     worst = int(np.argmax(labels))
@@ -409,7 +465,7 @@ def check_range(labels: np.ndarray, classes: int | None, where: Sequence[str]) -
     if len(missing):
         raise ValueError(
             f"Labels must be 0 … {count - 1} without a gap, but no image has label "
-            f"{some(missing.tolist())}."
+            f"{some(missing.tolist())}{advice}."
         )
 
 
@@ -507,6 +563,8 @@ def sample_per_class(source: ImageSource, number: int, seed: int = 0) -> Subset:
 
 def _drawn_by_class(source: ImageSource, seed: int) -> Iterator[np.ndarray]:
     """Yield each class's indices in a random order of its own."""
+    if seed < 0:
+        raise ValueError(f"`seed` must be 0 or a positive integer, got {seed!r}.")
     by_label = np.argsort(source.labels, kind="stable")
     borders = np.flatnonzero(np.diff(source.labels[by_label])) + 1
     for members in np.split(by_label, borders):

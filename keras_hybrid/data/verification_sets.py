@@ -16,7 +16,13 @@ from keras_hybrid.data.bin_pairs import read_bin
 from keras_hybrid.data.files import is_image, read_text
 from keras_hybrid.data.landmarks import check_order, read_landmarks
 from keras_hybrid.data.opening import open_source
-from keras_hybrid.data.pairs import ImageFinder, PairList, make_pairs, read_lfw_pairs
+from keras_hybrid.data.pairs import (
+    ImageFinder,
+    PairList,
+    make_pairs,
+    possible_folds,
+    read_lfw_pairs,
+)
 
 __all__ = [
     "VerificationSet",
@@ -253,7 +259,7 @@ def read_pairs(
         if Path(pairs).suffix.lower() == ".bin":
             return read_bin(pairs, folds)
         people = open_source(pairs)
-        return make_pairs(people, max(2, min(folds, len(people.class_names) // 2)))
+        return make_pairs(people, possible_folds(people.labels, folds))
     if images is None:
         raise ValueError(f"`images`: the folder or .zip of the images of {pairs} is needed.")
     lines = [line.split() for line in read_text(pairs, "pairs").splitlines()]

@@ -126,7 +126,8 @@ def test_names_that_are_no_names_of_folders_stay_in_the_folder(tmp_path):
     assert write_crops(source, out, Corners(64), 64, quality=90).written == 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["crops"]
     rows = table(out)
-    folders = {names[int(row["label_number"])]: Path(row["file"]).parent.name for row in rows}
+    assert all(row["label"] == Path(row["file"]).parent.name for row in rows)
+    folders = dict(zip(names, (row["label"] for row in rows), strict=True))
     assert folders == {
         "../up": "_up",
         "A/B": "A_B",
@@ -140,6 +141,18 @@ def test_names_that_are_no_names_of_folders_stay_in_the_folder(tmp_path):
         "caf\udce9": "caf_",
     }
     assert {p.suffix for p in out.rglob("*") if p.is_file()} == {".jpg", ".csv"}
+
+
+def test_folders_and_table_have_the_same_numbers(tmp_path):
+    """People with numbers for names, which a folder sorts as texts and a table as numbers."""
+    source = kh.data.ArraySource(np.full((12, 64, 64, 3), 90, np.uint8), np.arange(12))
+    assert write_crops(source, tmp_path / "crops", Corners(64), 64).written == 12
+    folder = kh.data.open_source(tmp_path / "crops")
+    listed = kh.data.open_source(tmp_path / "crops" / "index.csv")
+    assert folder.class_names == listed.class_names == sorted(map(str, range(12)))
+    assert dict(zip(folder.paths, folder.labels, strict=True)) == dict(
+        zip(listed.paths, listed.labels, strict=True)
+    )
 
 
 def test_what_was_written_before_an_interruption_is_in_the_table(photographs, tmp_path):

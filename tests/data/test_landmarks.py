@@ -229,7 +229,7 @@ def test_a_table_may_have_its_landmarks_in_another_one(tmp_path):
     assert source.read(0).shape == (48, 56, 3)
     assert split_source(CSVSource(table), 0.5)[1].landmarks.shape == (6, 5, 2)
     np.testing.assert_allclose(
-        read_landmarks(table, ["images/03.png", "00.png"]), points[[3, 0]], rtol=1e-6
+        read_landmarks(table, ["images/03.png", ".\\00.png"]), points[[3, 0]], rtol=1e-6
     )
 
 
@@ -257,6 +257,9 @@ def test_a_table_of_landmarks_that_does_not_fit_is_named(tmp_path):
         read_landmarks(tmp_path / "none.csv", names)
     with pytest.raises(ValueError, match=r"line 3: 'a\.png' has other landmarks further up"):
         read_landmarks(write_table(tmp_path / "u.csv", ["a.png"] * 2, points), ["a.png"])
+    (tmp_path / "w.csv").write_text(table.read_text() + '"c.png,' + "0" * 140_000)
+    with pytest.raises(ValueError, match=r"w\.csv, line 4: field larger .* mark not closed"):
+        read_landmarks(tmp_path / "w.csv", names)
     for cut in (",", "\n"):  # an empty last number, and a row of nine
         text = table.read_text().rstrip()
         (tmp_path / "v.csv").write_text(text[: text.rindex(",")] + cut)

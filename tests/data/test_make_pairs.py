@@ -56,6 +56,29 @@ def test_there_are_as_many_folds_and_pairs_as_the_people_allow(people, images, f
         assert pairs.same[pairs.fold == fold].sum() == per_fold // 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("many", "single", "folds"), [(10, 10, 10), (13, 7, 10), (3, 40, 3), (2, 2, 2)]
+)
+def test_every_fold_gets_people_of_several_images(many, single, folds, seed):
+    labels = np.repeat(np.arange(many + single), [5] * many + [1] * single)
+    source = data.open_source((np.zeros((len(labels), 1, 1, 3), "uint8"), labels))
+    pairs = data.make_pairs(source, seed=seed)
+    assert set(pairs.fold) == set(range(folds))
+    for fold in range(folds):
+        rows = np.flatnonzero(pairs.fold == fold)
+        assert 0 < pairs.same[rows].sum() == len(rows) / 2
+
+
+def test_of_two_people_with_very_many_images_some_stand_for_each():
+    labels = np.repeat([0, 1, 2, 3], [3000, 1, 2500, 1500])
+    source = data.open_source((np.zeros((len(labels), 1, 1, 3), "uint8"), labels))
+    pairs = data.make_pairs(source)
+    assert len(pairs) == 120 and pairs.same.sum() == 60
+    with pytest.raises(ValueError, match=r"only 999000 different pairs of one person|only 499500 "):
+        data.make_pairs(source, folds=2, per_fold=8_000_000)
+
+
 def test_of_very_many_images_some_people_stand_for_a_fold():
     labels = np.repeat(np.arange(60), 500)
     source = data.open_source((np.zeros((len(labels), 1, 1, 3), "uint8"), labels))
@@ -89,6 +112,19 @@ def test_a_folder_of_people_has_pairs_drawn_from_it(tmp_path):
         (tmp_path / "people" / extra).rmdir()
     with pytest.raises(ValueError, match="2 folds need at least 4 identities, got 3: give more"):
         data.read_pairs(tmp_path / "people")
+
+
+def test_a_folder_with_many_people_of_one_image_has_pairs_drawn_from_it(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for person in range(12):
+        folder = tmp_path / f"person{person}"
+        folder.mkdir()
+        for i in range(3 if person < 4 else 1):
+            image.new("RGB", (4, 4)).save(folder / f"{i}.png")
+    assert set(data.read_pairs(tmp_path).fold) == {0, 1, 2, 3}
+    message = "5 folds need at least 5 identities of two or more images, got 4: give fewer `folds`"
+    with pytest.raises(ValueError, match=message):
+        data.make_pairs(data.open_source(tmp_path), folds=5)
 
 
 @pytest.mark.parametrize(("folds", "per_fold"), [(13, 4), (4, 3), (0, 4), (4, 1000)])

@@ -348,6 +348,12 @@ def test_a_header_that_announces_nothing_possible_stops(tmp_path, first):
         RecordIOSource(tmp_path)
 
 
+def test_the_suffix_may_be_in_capitals(tmp_path):
+    path = write(tmp_path, *insightface(LABELS))
+    path = path.rename(path.with_suffix(".REC"))
+    assert len(open_source(path)) == len(LABELS)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"there is no file .*val\.rec"):
         open_source(tmp_path / "val.rec")

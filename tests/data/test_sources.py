@@ -13,6 +13,7 @@ from keras_hybrid.data import (
     ArraySource,
     CSVSource,
     FolderSource,
+    ImageSource,
     NpzSource,
     Subset,
     TFDSSource,
@@ -148,6 +149,70 @@ def test_a_zip_source_can_be_read_by_many_threads_at_once(tmp_path):
     assert not wrong
 
 
+@pytest.mark.parametrize("form", ["./{}", "x//{}", "/{}"])
+def test_a_zip_may_write_its_names_as_other_programs_do(tmp_path, form):
+    folder = write_people(tmp_path / "f", images=1)
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
+        for person in ("ann", "bob", "cem"):
+            if form == "./{}":  # as bsdtar and Windows write
+                archive.writestr(f"./{person}/", "")
+                name = f"{person}\\0.png" if person == "bob" else f"./{person}/0.png"
+            else:
+                name = form.format(f"{person}/0.png")
+            archive.writestr(name, (folder / person / "0.png").read_bytes())
+    source = ZipSource(tmp_path / "f.zip")
+    assert source.class_names == ["ann", "bob", "cem"]
+    np.testing.assert_array_equal(source.read(1)[0, 0], [40, 0, 7])
+
+
+def test_a_damaged_or_locked_member_is_unreadable_and_named(tmp_path):
+    folder = write_people(tmp_path / "f", ["ann"], images=3)
+    with zipfile.ZipFile(tmp_path / "f.zip", "w", zipfile.ZIP_LZMA) as archive:
+        for i in range(3):
+            archive.write(folder / "ann" / f"{i}.png", f"ann/{i}.png")
+    data = bytearray((tmp_path / "f.zip").read_bytes())
+    start = data.index(b"ann/0.png") + len(b"ann/0.png")
+    data[start : start + 40] = bytes(range(160, 200))
+    # The flag of a password stands at byte 8 of the archive's own entry.
+    place = data.rindex(b"ann/1.png") - 46 + 8
+    data[place] |= 1
+    (tmp_path / "f.zip").write_bytes(data)
+    loaded = load_arrays(ZipSource(tmp_path / "f.zip"), 8)
+    assert loaded.kept.tolist() == [2]
+    (broken, _), (locked, reason) = loaded.skipped
+    assert broken.endswith("f.zip/ann/0.png") and locked.endswith("f.zip/ann/1.png")
+    assert "encrypted" in reason
+
+
+def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):
+    people = write_people(tmp_path / "people", ["ann", "bob"], images=1)
+    elsewhere = write_people(tmp_path / "elsewhere", ["cem"], images=1)
+    try:
+        (people / "ann" / "all").symlink_to("..", target_is_directory=True)
+        (people / "cem").symlink_to(elsewhere / "cem", target_is_directory=True)
+        (elsewhere / "cem" / "back").symlink_to(people, target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    source = FolderSource(people)
+    assert [Path(path).name for path in source.paths] == ["0.png"] * 3
+    assert source.class_names == ["ann", "bob", "cem"]
+
+
+def test_names_that_are_no_text_have_a_fingerprint(tmp_path):
+    class Odd(ImageSource):
+        labels = np.zeros(1, np.int32)
+        paths = ("x/\udce9.png",)  # as Python names a file of Latin-1
+
+        def __init__(self, *class_names):
+            self.class_names = list(class_names)
+
+        def read(self, index):
+            return np.zeros((4, 4, 3), np.uint8)
+
+    assert Odd("\udce9").fingerprint() != Odd("\udce8").fingerprint()
+    assert len(load_arrays(Odd("\udce9"), 4, cache=tmp_path / "cache")) == 1
+
+
 def test_a_truncated_archive_is_named(tmp_path):
     path = zip_folder(write_people(tmp_path / "f"), tmp_path / "f.zip")
     path.write_bytes(path.read_bytes()[:-40])
@@ -274,6 +339,10 @@ def write_csv(path, rows, header="file,label,split"):
     return path
 
 
+NUMBERED = "file,label,label_number"
+PERSON = {"label_column": "person"}
+
+
 def test_a_table_of_names_numbers_them_in_sorted_order_over_all_splits(tmp_path):
     write_people(tmp_path)
     table = write_csv(
@@ -288,6 +357,68 @@ def test_a_table_of_names_numbers_them_in_sorted_order_over_all_splits(tmp_path)
     np.testing.assert_array_equal(train.read(1)[0, 0], [40, 0, 7])
     assert train.landmarks is None
     assert len(CSVSource(table)) == 4
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        (["10", "9", "300"], ["9", "10", "300"]),
+        (["10", "9", "ann"], ["10", "9", "ann"]),
+        (["7", "007", "10"], ["007", "10", "7"]),
+        (["2.5", "1.0", "10.0"], ["1.0", "10.0", "2.5"]),
+        (["12345678901234567890", "2"], ["12345678901234567890", "2"]),
+    ],
+)
+def test_labels_are_numbers_only_where_all_of_them_plainly_are(tmp_path, texts, names):
+    for i in range(len(texts)):
+        write_image(tmp_path / f"{i}.png")
+    rows = [f"{i}.png,{text}" for i, text in enumerate(texts)]
+    source = CSVSource(write_csv(tmp_path / "t.csv", rows, "file,label"))
+    assert source.class_names == names
+    assert [names[label] for label in source.labels] == texts
+
+
+def test_names_of_a_table_are_numbered_as_folders_of_these_names(tmp_path):
+    people = [str(number) for number in range(12)] + ["007"]
+    folder = FolderSource(write_people(tmp_path / "people", people, images=1))
+    rows = [f"{name}/0.png,{name}" for name in people]
+    table = CSVSource(write_csv(tmp_path / "people" / "t.csv", rows, "file,label"))
+    assert table.class_names == folder.class_names
+
+
+def test_a_table_may_say_which_number_each_label_has(tmp_path):
+    write_people(tmp_path)
+    rows = ["ann/0.png,2,5", "bob/0.png,10,3", "cem/0.png,1,0", "ann/1.png,2,5"]
+    source = CSVSource(write_csv(tmp_path / "t.csv", rows, NUMBERED))
+    assert source.class_names == ["1", "10", "2"]  # 1, 2 and 4 are lost
+    assert source.labels.tolist() == [2, 1, 0, 2]
+    other = CSVSource(write_csv(tmp_path / "o.csv", rows, "file,person,label_number"), **PERSON)
+    assert other.class_names == ["1", "2", "10"]  # the numbers are those of `label`
+
+
+def test_a_file_that_is_written_in_several_ways_is_one_image(tmp_path, caplog):
+    write_people(tmp_path)
+    rows = ["ann/0.png,0", ".\\ann\\0.png,0", "./ann/0.png ,0", "bob//0.png,1"]
+    assert len(CSVSource(write_csv(tmp_path / "t.csv", rows, "file,label"))) == 2
+    assert "2 repeated rows skipped" in caplog.text
+
+
+def test_files_are_found_below_images_though_the_first_is_missing(tmp_path):
+    write_people(tmp_path / "images")
+    rows = ["dan/0.png,0", "bob/0.png,1", "cem/0.png,2"]
+    source = CSVSource(write_csv(tmp_path / "t.csv", rows, "file,label"))
+    np.testing.assert_array_equal(source.read(1)[0, 0], [40, 0, 7])
+    with pytest.raises(UnreadableImageError, match="dan"):
+        source.read(0)
+
+
+def test_a_table_finds_names_whose_accents_are_stored_apart(tmp_path):
+    composed, apart = "Ren\u00e9", "Rene\u0301"
+    folder = write_people(tmp_path / "f", ["ann", apart], images=1)
+    table = write_csv(tmp_path / "t.csv", ["ann/0.png,a", f"{composed}/0.png,r"], "file,label")
+    for images in (folder, zip_folder(folder, tmp_path / "f.zip")):
+        source = CSVSource(table, images)
+        np.testing.assert_array_equal(source.read(1)[0, 0], [40, 0, 7])
 
 
 def test_a_table_may_name_its_columns_and_its_archive(tmp_path):
@@ -331,14 +462,24 @@ def test_landmarks_are_kept_and_follow_the_resizing(tmp_path):
         (["ann/0.png,0,train"], "file,label,split", {"split": "dev"}, "dev.*train"),
         ([], "file,label", {}, "no rows"),
         (["ann/0.png,-1", "bob/0.png,0"], "file,label", {}, "line 2: label -1 is negative"),
-        (["ann/0.png,0", "bob/0.png,1.5"], "file,label", {}, "1.5.*whole number"),
+        (["ann/0.png,0", "bob/0.png,1.5"], "file,label", {"classes": 2}, "1.5.*whole number"),
         (["ann/0.png,0", "bob/0.png,"], "file,label", {}, "line 3: the label is empty"),
         (["ann/0.png,0", "bob/0.png"], "file,label", {}, "line 3: fewer values"),
+        (["ann/0.png,An", "bob/0.png,Li, Bo"], "file,label", {}, "line 3: more .*quotation marks"),
+        (["ann/0.png,An", 'bob/0.png,"Bo', "x,y"], "file,label", {}, "line 3: .*not closed"),
+        (["ann/0.png,An", f'bob/0.png,"{"x" * 140_000}"'], "file,label", {}, "line 3: field large"),
         (["ann/0.png,0", "bob/0.png,2"], "file,label", {"classes": 2}, "line 3: label 2"),
         (["ann/0.png,0", "bob/0.png,2"], "file,label", {"classes": 3}, "no image has label 1"),
         (["ann/0.png,0", "bob/0.png,x"], "file,label", {"classes": 3}, "'x'.*whole number"),
         (["ann/0.png,0", "ann/0.png,1"], "file,label", {}, "line 2 and '1' in line 3"),
+        (["ann/0.png,0", ".\\ann//0.png,1"], "file,label", {}, "line 2 and '1' in line 3"),
+        (["ann/0.png,0,5", "./ann/0.png,0,6"], "file,label,x0", {}, "has x0 '5' in line 2 and '6'"),
+        (["ann/0.png,A,0", "bob/0.png,B,x"], NUMBERED, {}, "line 3: label_number 'x' is not"),
+        (["ann/0.png,A,0", "bob/0.png,A,1"], NUMBERED, {}, "'A' has label_number 1.*'A' has 0"),
+        (["ann/0.png,A,0", "bob/0.png,B,0"], NUMBERED, {}, "'B' has label_number 0.*0 is 'A'"),
+        (["ann/0.png,A,0", "bob/0.png,B,2"], NUMBERED, {"classes": 3}, "no image has label 1"),
         (["dan/0.png,0", "eve/0.png,1"], "file,label", {}, "none of the 2 files"),
+        (["ann/0.png,0", "bob/0.png,1"], "file,label", {"images": ""}, "`images` is empty"),
     ],
 )
 def test_a_wrong_table_stops_at_once(tmp_path, rows, header, options, message):
@@ -399,7 +540,7 @@ def test_npz_splits_are_suffixes(tmp_path):
         ((2, 4, 4, 3), [0, 1, 1], {}, "labels"),
         ((2, 4, 4, 3), [0, -1], {}, "negative"),
         ((2, 4, 4, 3), [0, 0.5], {}, "whole number"),
-        ((2, 4, 4, 3), [0, 2], {}, "no image has label 1"),
+        ((2, 4, 4, 3), [0, 2], {}, "no image has label 1; name all classes in `class_names`"),
         ((2, 4, 4, 3), [0, 1], {"classes": 3}, "no image has label 2"),
         ((2, 4, 4, 3), [0, 2], {"classes": 2}, "label 2"),
         ((2, 4, 4, 3), [0, 2], {"class_names": ["a", "b"]}, "label 2"),
@@ -408,6 +549,23 @@ def test_npz_splits_are_suffixes(tmp_path):
 def test_wrong_arrays_stop_at_once(shape, labels, options, message):
     with pytest.raises(ValueError, match=message):
         ArraySource(np.zeros(shape, np.uint8), np.array(labels), **options)
+
+
+def test_a_damaged_npz_and_one_of_python_objects_are_named(tmp_path):
+    x, path = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8), tmp_path / "a.npz"
+    np.savez(path, x=x, y=np.array(["ann", None, "bob", "cem"], object))
+    with pytest.raises(ValueError, match=r"a\.npz is not .* of numbers and texts: Object arrays"):
+        NpzSource(path)
+    np.savez_compressed(path, x=x, y=np.arange(4))
+    data = bytearray(path.read_bytes())
+    data[100:300] = bytes(200)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.npz is not a complete \.npz file"):
+        NpzSource(path)
+    with path.open("wb") as file:
+        np.save(file, x)  # a single array
+    with pytest.raises(ValueError, match=r"a\.npz is not a complete \.npz file"):
+        NpzSource(path)
 
 
 def test_pixels_out_of_range_are_refused():
@@ -457,6 +615,7 @@ def test_synthetic_identities_open_by_their_numbers():
     ("spec", "options", "message"),
     [
         ("no/such/folder", {}, "does not exist.*synthetic"),
+        ("", {}, "`spec` is empty"),
         ("synthetic:12", {}, "IDENTITIESxIMAGES"),
         ("synthetic:2x2", {"split": "train"}, "split_source"),
         ("synthetic:2x2", {"images": "x"}, "images"),
@@ -540,6 +699,8 @@ def test_a_subset_refuses_what_the_source_does_not_have():
         Subset(source, [2])
     with pytest.raises(ValueError, match="fraction"):
         split_source(source, 1.0)
+    with pytest.raises(ValueError, match="`seed` must be 0 or a positive integer, got -1"):
+        split_source(source, 0.5, seed=-1)
 
 
 def test_the_real_archives_open():
