@@ -171,13 +171,17 @@ def measure(given: argparse.Namespace, name: str) -> None:
 
 
 def load(weights: str | None, name: str, calibration: np.ndarray):
-    """Return the model with trained weights, or made as fit for comparison as can be without."""
+    """Return the model with trained weights, or made as fit for comparison as can be without.
+
+    It computes in float32 whatever it was trained in, as the files do that it is compared with.
+    """
     import keras
 
     import keras_hybrid as kh
+    from keras_hybrid.export.preparation import in_float32
 
     if weights is not None and weights.endswith(".keras"):
-        return keras.models.load_model(weights, compile=False)
+        return in_float32(weights)
     model = kh.create_model(name, include_top=False, pooling="native")
     if weights is not None:
         kh.convert.load_torch_weights(model, weights, family=kh.model_info(name).family)

@@ -57,13 +57,15 @@ def litert_embedder(path: pathlib.Path):
 
 
 def load(given: argparse.Namespace):
-    """Return the Keras model of a .keras file, or of a checkpoint of the original PyTorch code."""
-    import keras
+    """Return the model of a .keras file, or of a checkpoint of the original PyTorch code.
 
+    It computes in float32 whatever it was trained in, as the files do that it is compared with.
+    """
     import keras_hybrid as kh
+    from keras_hybrid.export.preparation import in_float32
 
     if given.checkpoint is None:
-        return keras.models.load_model(given.model, compile=False)
+        return in_float32(given.model)
     model = kh.create_model(given.model, include_top=False, pooling="native")
     kh.convert.load_torch_weights(model, given.checkpoint, family=kh.model_info(given.model).family)
     return model

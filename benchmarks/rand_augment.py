@@ -3,8 +3,11 @@
     pip install --no-deps keras-cv==0.9.0 keras-core
     KERAS_BACKEND=tensorflow python benchmarks/rand_augment.py
 
-Two operations on each image, magnitude 9 of 10. ``keras_hybrid.data.RandAugment`` (Pillow) and
-KerasCV's layer, in a ``tf.function``, draw operations for each image; Keras's, compiled by
+Two operations on each image, but neither the same ones nor of one strength:
+``keras_hybrid.data.RandAugment`` (Pillow) at magnitude 9 of 10, Keras's layer with ``factor=0.3``
+and KerasCV's with ``magnitude=0.3``, both of 1 and each scale its own. Pillow applies both
+operations always; KerasCV leaves each out once in eleven times, its default. Pillow and KerasCV's
+layer, in a ``tf.function``, draw operations for each image; Keras's, compiled by
 ``keras_hybrid.data.LayerAugmentation``, once for the batch. The three take turns on the same
 batch; the median is of processor time, so that other work on the machine counts little.
 """

@@ -11,6 +11,8 @@ import keras_hybrid as kh
 from benchmarks.export_matrix import COSINE, DIFFERENCE, FORMATS
 
 PAGE = pathlib.Path(__file__).parent / "export.md"
+# In the rows of these commits the Keras model was measured in the precision of its training.
+IN_BFLOAT16 = {"d74b06f", "3a8df69", "56d9ad0"}
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 FIGURE = RESULTS / "phone_latency.png"
 
@@ -30,10 +32,11 @@ keras-hybrid export facerec_small size.tflite --to litert     # untrained: for s
 An export takes a model of any backend and precision policy, converts it in float32 in a process of
 its own, loads the file again, runs it and reports how far its answers are from the model's. What
 goes in is an RGB image in [0, 255], float32 or (LiteRT, `--input-dtype uint8`) as the camera gives
-it; normalisation is inside. What comes out is the L2-normalised `embedding`, `cosines` of a cosine
-classifier, `probabilities` of any other, or `predictions`: whatever the model puts out. The batch
-is open in SavedModel and ONNX, and in LiteRT with `--batch-size none`. LiteRT files have built-in
-operators only, or there is no file.
+it; normalisation is inside, or `--input-range -1 1` says what a model expects that was built
+without. What comes out is the L2-normalised `embedding`, `cosines` of a cosine classifier,
+`probabilities` of any other, or `predictions`: whatever the model puts out. The batch is open in
+SavedModel and ONNX, and in LiteRT with `--batch-size none`. LiteRT files have built-in operators
+only, or there is no file.
 
 For LiteRT the export folds each batch normalisation into the convolution or dense layer before it.
 The converter does that itself, but behind MobileFaceNet's global convolution it puts the factors
@@ -71,8 +74,10 @@ QUANTIZED = """## Face accuracy after quantization
 
 LFW View 2, 6,000 pairs, one crop, in LiteRT's interpreter; ± is the standard deviation over the ten
 folds, and differences of a few tenths are within it. *cosine* is the smallest between a file's
-embeddings and the Keras model's on eight photographs. Rows named `…_recipe` and `…_mixed` are made
-by ai-edge-quantizer (`benchmarks/quantizer_recipes.py`); mixed files keep some layers in float32.
+embeddings and the Keras model's, in float32, on eight photographs. The accuracy of a `keras` row is
+in float32, too, unless it is marked *mixed_bfloat16*: that one was measured in the precision of its
+training. Rows named `…_recipe` and `…_mixed` are made by ai-edge-quantizer
+(`benchmarks/quantizer_recipes.py`); mixed files keep some layers in float32.
 
 """
 
@@ -158,9 +163,10 @@ def quantized(rows: list[dict[str, str]]) -> list[str]:
     for row in rows:
         accuracy, spread = 100 * float(row["accuracy"]), 100 * float(row["accuracy_std"])
         change = accuracy - 100 * float32[row["model"]]
+        in_bfloat16 = row["kind"] == "keras" and row["commit"] in IN_BFLOAT16
         cells = [
             row["model"],
-            row["kind"],
+            f"{row['kind']}, mixed_bfloat16" if in_bfloat16 else row["kind"],
             f"{accuracy:.2f} ± {spread:.2f} %",
             "" if row["kind"] in ("keras", "float32") else f"{change:+.2f}",
             _megabytes(row),

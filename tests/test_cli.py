@@ -159,6 +159,7 @@ def test_version(capsys):
         (["evaluate", "m.keras", "--data", "x", "--pairs-images", "x"], "belong together"),
         (["evaluate", "m.keras", "--data", "x", "--threshold", "0.3"], "belongs to --pairs"),
         (["evaluate", "m.keras", "--data", "x", "--seed", "1"], "belongs to --test-fraction"),
+        (["evaluate", "m.keras", "--data", "x", "--seed", "-1"], "'-1' is not 0 or a positive"),
         (
             ["evaluate", "m.keras", "--data", "x", "--split", "a", "--test-fraction", ".2"],
             "not both",
@@ -444,8 +445,13 @@ def test_explain_takes_a_layer_and_a_class_by_name(capsys, folder, face, tmp_pat
     assert status == 0
     assert facts_of(out)["grad-cam"] == "layer norm"
     assert facts_of(out)["explained"] == "class 3 (p3)"
-    (tmp_path / "names.txt").write_text("Anna\nBerta\nClara\nDora\nEmma\n")
+    (tmp_path / "names.txt").write_text("Änn\nBerta\nClara\nDora\nEmma\n", encoding="latin-1")
+    wrong = run(capsys, *arguments, "--names", tmp_path / "names.txt")[2]
+    assert f"{tmp_path / 'names.txt'} is not UTF-8 text" in wrong
+    text = "Änn\nBerta\nClara\nDora\nEmma\n"
+    (tmp_path / "names.txt").write_text(text, encoding="utf-8-sig")  # as Windows marks UTF-8
     names = ("--names", tmp_path / "names.txt")
+    assert "class 0 (Änn)" in run(capsys, *arguments, *names, "--class", "Änn")[1]
     assert "class 4 (Emma)" in run(capsys, *arguments, *names, "--class", "Emma")[1]
     # The note on the image's size comes before.
     _, _, err = run(capsys, *arguments, *names, "--class", "Bertha")
@@ -830,6 +836,80 @@ def test_evaluate_needs_the_classes_of_the_model(capsys, folder):
     assert "does not exist" in failure(
         capsys, "evaluate", folder / "model.keras", "--data", folder / "nowhere"
     )
+
+
+def test_evaluate_says_what_is_not_there_or_holds_nothing(capsys, folder, tmp_path):
+    command = ("evaluate", folder / "model.keras")
+    nowhere = tmp_path / "people"
+    assert f"--pairs: {nowhere} does not exist" in failure(capsys, *command, "--pairs", nowhere)
+    assert "`spec` is empty" in failure(capsys, *command, "--pairs", "")
+    np.savez(tmp_path / "a.npz", x=np.zeros((PEOPLE, 8, 8, 3), np.uint8), y=np.arange(PEOPLE))
+    message = failure(capsys, *command, "--data", tmp_path / "a.npz", "--test-fraction", 0.5)
+    assert "--test-fraction 0.5 holds none of" in message
+
+
+def test_evaluate_refuses_classes_of_other_names_or_order(capsys, folder, face, lonely_model):
+    results = lonely_model.parent / "results.json"
+    command = ("evaluate", lonely_model, "--data", folder / "faces")
+    right = [f"p{i}" for i in range(PEOPLE)]
+    numbers = [str(i) for i in range(PEOPLE)]  # of a model that was trained on arrays
+    for names in (right, numbers, right[:3]):
+        results.write_text(json.dumps({"class_names": names}))
+        assert run(capsys, *command)[0] == 0
+    for names, said in (
+        (["p0", "p2", "p1", "p3", "p4"], "1 is 'p1', not 'p2', 2 is 'p2', not 'p1'"),
+        ([*right[:4], "Zoe"], "4 is 'p4', not 'Zoe'"),
+    ):
+        results.write_text(json.dumps({"class_names": names}))
+        message = failure(capsys, *command)
+        assert f"{results} says" in message and said in message
+
+
+def test_evaluate_numbers_a_split_as_the_training_split(capsys, folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder / "faces", data / "train")
+    for person in (1, 4):
+        shutil.copytree(folder / "faces" / f"p{person}", data / "test" / f"p{person}")
+    command = ("evaluate", folder / "model.keras", "--split", "test", "--data")
+    archive = shutil.make_archive(str(tmp_path / "data"), "zip", data)
+    found = []
+    for spec in (data, archive):
+        assert run(capsys, *command, spec, "--out", tmp_path / "out")[0] == 0
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        found.append(results["classification"]["top1"])
+    faces = kh.data.open_source(folder / "faces")
+    chosen = kh.data.Subset(faces, np.flatnonzero(np.isin(faces.labels, (1, 4))))
+    loaded = kh.data.load_arrays(chosen, SIZE)
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    expected = kh.evaluation.evaluate_classifier(model, loaded.images, loaded.labels)
+    assert found == [expected.top1] * 2
+    shutil.copytree(data / "test" / "p1", data / "test" / "stranger")
+    message = failure(capsys, *command, data)
+    assert f"--split test of {data} has classes that its split train lacks: stranger" in message
+
+
+# align
+
+
+def test_align_reads_the_columns_it_is_given(capsys, monkeypatch, tmp_path):
+    class Everywhere:
+        def __init__(self, path):
+            pass
+
+        def find(self, image):
+            return [kh.data.Face((0, 0, 64, 64), kh.data.face_template(64), 0.9)]
+
+    monkeypatch.setattr(kh.data, "FaceDetector", Everywhere)
+    for i in range(4):
+        image_module.new("RGB", (64, 64), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    table = tmp_path / "faces.csv"
+    table.write_text("name,who,part\n" + "".join(f"{i}.png,p{i},{'ab'[i % 2]}\n" for i in range(4)))
+    columns = ("--file-column", "name", "--label-column", "who", "--split-column", "part")
+    command = ("align", table, tmp_path / "out", "--detector", "x.onnx", "--image-size", 32)
+    assert "`file_column`='file'" in failure(capsys, *command)
+    status, _, err = run(capsys, *command, *columns, "--split", "b")
+    assert status == 0, err
+    assert kh.data.open_source(tmp_path / "out").class_names == ["p1", "p3"]
 
 
 # training/evaluate.py

@@ -151,6 +151,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="for MODEL by name: a .weights.h5 or .keras file, or imagenet where Keras has such "
         "weights; without them the export is of an untrained model, to measure size and speed",
     )
+    command.add_argument(
+        "--input-range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="smallest and largest value the model expects of an image, if it was built without "
+        "preprocessing (default: 0 255); the images of --representative are brought to it",
+    )
     group = command.add_argument_group("for --to litert")
     group.add_argument("--quantize", choices=("float16", "dynamic", "int8", "int8_cpu"))
     group.add_argument(
@@ -223,7 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="for data without splits: use the share of each class that training with the same "
         "fraction and seed held out",
     )
-    group.add_argument("--seed", type=int, help="of --test-fraction (default: 0)")
+    group.add_argument("--seed", type=_seed, help="of --test-fraction (default: 0)")
     group = command.add_argument_group("verification of pairs")
     group.add_argument(
         "--pairs",
@@ -272,6 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_images(command)
     command.add_argument("--split", help="the part of the photographs to take, such as `train`")
+    _add_columns(command)
     command.add_argument(
         "--image-size",
         type=_whole_number,
@@ -315,10 +324,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     _add_images(command)
     command.add_argument("--split", help="the part of the data to write, such as `train`")
-    for kind in ("file", "label", "split"):
-        command.add_argument(
-            f"--{kind}-column", metavar="NAME", help=f"for a .csv (default: {kind})"
-        )
+    _add_columns(command)
     command.add_argument(
         "--landmarks", metavar="CSV", help="for a .csv: the table of landmarks, if it is another"
     )
@@ -374,6 +380,13 @@ def _add_images(parser) -> None:
     )
 
 
+def _add_columns(parser) -> None:
+    for kind in ("file", "label", "split"):
+        parser.add_argument(
+            f"--{kind}-column", metavar="NAME", help=f"for a .csv (default: {kind})"
+        )
+
+
 def _number(low: float, high: float) -> Callable[[str], float]:
     def number(text: str) -> float:
         value = float(text)
@@ -388,6 +401,12 @@ def _number(low: float, high: float) -> Callable[[str], float]:
 def _whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or a positive integer")
     return int(text)
 
 
@@ -411,6 +430,9 @@ def _check_export(given: argparse.Namespace) -> None:
             f"--quantize {given.quantize} needs --representative: about a hundred images of the "
             "kind the model will see."
         )
+    if given.input_range is not None and not given.input_range[0] < given.input_range[1]:
+        low, high = given.input_range
+        raise UsageError(f"--input-range takes the smaller value first, got {low:g} {high:g}.")
 
 
 def _check_evaluate(given: argparse.Namespace) -> None:
@@ -419,6 +441,9 @@ def _check_evaluate(given: argparse.Namespace) -> None:
     from keras_hybrid.data.verification_sets import holds_images
 
     needs_images = given.pairs is not None and not holds_images(given.pairs)
+    is_lost_folder = needs_images and not Path(given.pairs).suffix
+    if is_lost_folder and given.pairs_images is None and not Path(given.pairs).exists():
+        raise ValueError(f"--pairs: {given.pairs} does not exist.")
     if needs_images != (given.pairs_images is not None):
         raise UsageError(
             "--pairs and --pairs-images belong together, except for a .bin, a folder or a .zip: "

@@ -19,6 +19,8 @@ def run_export(given: argparse.Namespace) -> None:
         "output": given.output,
         "labels": class_names(given.names, model),
     }
+    if given.input_range is not None:
+        options["input_range"] = tuple(given.input_range)
     if given.to == "litert":
         options["quantization"] = given.quantize
         options["input_dtype"] = given.input_dtype or "float32"
@@ -26,7 +28,11 @@ def run_export(given: argparse.Namespace) -> None:
         options["batch_size"] = None if size == "none" else size
         if given.representative is not None:
             size = image_size(model, given.model)
-            options["representative_data"] = _calibration_images(given.representative, size)
+            images = _calibration_images(given.representative, size)
+            if given.input_range not in (None, [0, 255]):
+                low, high = given.input_range
+                images = low + images.astype("float32") / 255 * (high - low)
+            options["representative_data"] = images
     report = getattr(export, f"to_{given.to}")(model, given.out, **options)
     relative = f"{report.max_abs_difference:.3g} ({report.relative_difference:.2g} of the largest)"
     print_facts(

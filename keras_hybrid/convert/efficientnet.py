@@ -31,7 +31,9 @@ def map_weights(mapping: TorchMapping) -> None:
         if mapping.has("top_conv"):
             _map_conv(mapping, "top", "_conv_head", "_bn1")
         else:
-            mapping.ignore_modules("_blocks", "_conv_head", "_bn1")
+            # Not what the model's own blocks lack: another network's blocks do not fit these.
+            mapping.ignore_modules_from("_blocks", len(_blocks(mapping)))
+            mapping.ignore_modules("_conv_head", "_bn1")
         classifier = "_fc"
     else:
         _map_timm(mapping)

@@ -64,6 +64,7 @@ class TorchMapping:
         self.model = model
         self.targets: dict[str, Target] = {}
         self._ignored: tuple[str, ...] = ()
+        self._ignored_from: dict[str, int] = {}
         self._layers = {layer.name: layer for layer in model.layers}
 
     def has(self, layer: str) -> bool:
@@ -125,9 +126,19 @@ class TorchMapping:
         """Modules whose tensors, as far as they have no target, are known and left out."""
         self._ignored += tuple(f"{prefix}." for prefix in prefixes)
 
+    def ignore_modules_from(self, prefix: str, start: int) -> None:
+        """The modules ``prefix.start`` and later ones of that list, known and left out."""
+        self._ignored_from[prefix] = start
+
     def knows(self, name: str) -> bool:
         """Whether a tensor has a target or belongs to what is left out."""
-        return name in self.targets or name.startswith(self._ignored)
+        if name in self.targets or name.startswith(self._ignored):
+            return True
+        for prefix, start in self._ignored_from.items():
+            number = name.removeprefix(f"{prefix}.").partition(".")[0]
+            if name.startswith(f"{prefix}.") and number.isdecimal() and int(number) >= start:
+                return True
+        return False
 
     def _kernel_and_bias(self, path, prefix, kernel, layout, optional) -> None:
         layer = self._layer(path, optional)

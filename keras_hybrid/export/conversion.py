@@ -120,6 +120,8 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
             content = _quantize_for_cpu(converter, job)
         else:
             content = converter.convert()
+    except ExportError:
+        raise
     except Exception as error:
         raise ExportError(_describe_conversion_failure(error, function)) from error
     content = _with_metadata(content, job["metadata"])
@@ -259,13 +261,22 @@ def _quantize_for_cpu(converter: Any, job: dict[str, Any]) -> bytes:
     """Return the int8 file with some operators in float32, by TensorFlow's own list of them."""
     import tensorflow as tf
 
-    debugger = tf.lite.experimental.QuantizationDebugger(
-        converter=converter,
-        debug_dataset=lambda: _representative_batches(job),
-        debug_options=tf.lite.experimental.QuantizationDebugOptions(
-            denylisted_ops=list(_FLOAT_ON_CPU)
-        ),
-    )
+    try:
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=converter,
+            debug_dataset=lambda: _representative_batches(job),
+            debug_options=tf.lite.experimental.QuantizationDebugOptions(
+                denylisted_ops=list(_FLOAT_ON_CPU)
+            ),
+        )
+    except ValueError as error:
+        if "debug mode" not in str(error):
+            raise
+        # What TensorFlow says of a file without a single quantized operator.
+        raise ExportError(
+            "quantization='int8_cpu' found nothing to quantize: the model has no operator that it "
+            "computes in int8. Export it with quantization=None or 'float16'."
+        ) from error
     return debugger.get_nondebug_quantized_model()
 
 

@@ -36,6 +36,9 @@ Output = Literal["predictions", "embedding", "cosines", "probabilities"]
 _QUANTIZATIONS = (None, "float16", "dynamic", "int8", "int8_cpu")
 _CALIBRATED = ("int8", "int8_cpu")
 _FLOAT32_TOLERANCE = 1e-2
+# Of input_range: what resizing with cubic interpolation may add, and what photographs exceed.
+_OVERSHOOT = 0.1
+_LEAST_VARIATION = 0.02
 
 
 def to_saved_model(
@@ -132,9 +135,9 @@ def to_litert(
     - ``"int8"``: weights and activations in int8, for accelerators without floating point. An
       operator without an int8 kernel stays in float32. On a CPU attention is slower so than in
       float32: LiteRT has slow kernels for its products of activations.
-    - ``"int8_cpu"``: the same size, with those products, softmax, means and the rest of layer
-      normalisation in float32. Without attention and layer normalisation it is ``"int8"``, but
-      for global pooling.
+    - ``"int8_cpu"``: the same size, with those products, softmax and the statistics of layer
+      normalisation (means, squared differences, inverse square roots) in float32. Without
+      attention and layer normalisation it is ``"int8"``, but for global pooling.
 
     All kinds are made by the TensorFlow converter. For ``"int8"`` it was measured against
     ai-edge-quantizer 0.10 (static, 8-bit weights and activations, the same calibration images) on
@@ -291,6 +294,7 @@ def _export(
 ) -> ExportReport:
     """Convert, check and put in place; leave ``target`` as it is unless all of it succeeds."""
     started = time.perf_counter()
+    _check_input_range(input_range)
     if tolerance is None:
         tolerance = _FLOAT32_TOLERANCE if quantization is None else math.inf
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +308,7 @@ def _export(
         images = None
         if representative_data is not None:
             images = read_images(representative_data, prepared.image_shape)
-            _check_range(images, input_dtype)
+            _check_images(images, input_range, input_dtype)
         samples = choose_samples(
             images, prepared.image_shape, input_range, whole_numbers=input_dtype == "uint8"
         )
@@ -361,12 +365,29 @@ def _file_target(path: str | PathLike, suffix: str) -> Path:
     return target
 
 
-def _check_range(images: np.ndarray, input_dtype: str) -> None:
-    if input_dtype == "uint8" and (images.min() < 0 or images.max() > 255):
+def _check_input_range(input_range: tuple[float, float]) -> None:
+    numbers = np.asarray(input_range)
+    if numbers.shape != (2,) or not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
         raise ValueError(
-            "input_dtype='uint8' needs representative_data in [0, 255]; received values in "
-            f"[{images.min():g}, {images.max():g}]."
+            f"input_range must be two numbers, the smaller one first, received {input_range!r}."
         )
+
+
+def _check_images(images: np.ndarray, input_range: tuple[float, float], input_dtype: str) -> None:
+    """Raise ValueError for images of another range, which would calibrate for another model."""
+    low, high = input_range
+    smallest, largest = float(images.min()), float(images.max())
+    slack = 0 if input_dtype == "uint8" else _OVERSHOOT * (high - low)
+    if not low - slack <= smallest <= largest <= high + slack:
+        problem = f"must have values in input_range [{low:g}, {high:g}]"
+    elif largest - smallest < _LEAST_VARIATION * (high - low):
+        problem = f"must fill input_range [{low:g}, {high:g}] as photographs do"
+    else:
+        return
+    raise ValueError(
+        f"representative_data {problem}, received values in [{smallest:g}, {largest:g}]. Scale the "
+        "images as the model expects them, or give its range in input_range."
+    )
 
 
 def _check_labels(labels: Sequence[str] | None, prepared: PreparedModel) -> None:
@@ -401,7 +422,7 @@ def _describe(
                 "dtype": input_dtype,
                 "layout": "NHWC",
                 "color_order": {1: "grayscale", 3: "RGB"}.get(channels),
-                "value_range": list(input_range),
+                "value_range": [float(value) for value in input_range],
                 "normalization": prepared.normalization,
             },
             "outputs": [

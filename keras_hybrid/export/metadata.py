@@ -32,7 +32,8 @@ def read_metadata(path: str | PathLike) -> dict[str, Any]:
         - ``input``: ``name``, ``shape`` (the batch is ``None`` where it is free), ``dtype``,
           ``layout`` ("NHWC"), ``color_order`` ("RGB", "grayscale" or ``None``), ``value_range``
           to feed, and ``normalization``, the ``scale`` and ``offset`` that the model itself then
-          applies (``None`` where no single layer does): there is nothing to do before feeding,
+          applies, numbers or one for each channel (``None`` where no single layer does, or where
+          that cannot be told): there is nothing to do before feeding,
         - ``outputs``: for each ``name``, ``kind`` ("embedding", "cosines", "probabilities", or
           "predictions" for what is not known more closely), ``shape`` and ``l2_normalized``,
         - ``labels``: names of the classes in the order of the scores, or ``None``,

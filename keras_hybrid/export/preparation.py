@@ -6,6 +6,7 @@ come from here.
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -21,6 +22,7 @@ OUTPUTS = ("predictions", "embedding", "cosines", "probabilities")
 MAX_REPRESENTATIVE_IMAGES = 1000
 _MAX_SAMPLES = 8
 _FLOAT_POLICIES = {"float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"}
+_RESCALING = (keras.layers.Rescaling, keras.layers.Normalization)
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,20 @@ class PreparedModel:
 
     @property
     def normalization(self) -> dict[str, Any] | None:
-        """What the model makes of an image first, x · scale + offset, if one layer does that."""
-        for layer in self.model.layers:
-            if isinstance(layer, keras.layers.Rescaling) and layer.input is self.model.inputs[0]:
-                return {
-                    "scale": np.asarray(layer.scale).tolist(),
-                    "offset": np.asarray(layer.offset).tolist(),
-                }
-        return None
+        """What the model makes of an image first, x · scale + offset, if one layer does that.
+
+        ``None`` where another such layer or bare arithmetic may have a part in it, and where
+        something else takes the image as it is.
+        """
+        layers = [layer for layer in self.model._flatten_layers() if isinstance(layer, _RESCALING)]
+        nodes = [node for level in self.model._nodes_by_depth.values() for node in level]
+        first = [node for node in nodes if _takes(node, self.model.inputs[0])]
+        if len(layers) != 1 or [node.operation for node in first] != layers:
+            return None
+        second = [node.operation for node in nodes if _takes(node, first[0].outputs[0])]
+        if not all(isinstance(operation, keras.Layer) for operation in second):
+            return None
+        return _scale_and_offset(layers[0])
 
     def predict(self, images: np.ndarray) -> list[np.ndarray]:
         """Return the model's outputs for ``images``, as a list of float32 arrays."""
@@ -153,6 +161,20 @@ def read_images(data: Any, image_shape: tuple[int, int, int]) -> np.ndarray:
     return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
+def in_float32(model: keras.Model | str | PathLike) -> keras.Model:
+    """Return a model as export sees it: in float32, with the same layers and weights.
+
+    Args:
+        model: A built Functional or Sequential model, or the path of a ``.keras`` file.
+
+    Raises:
+        ValueError: If the model could not be exported; the message says why.
+        TypeError: If ``model`` is neither a Keras model nor a path.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return prepare(model, None, Path(folder)).model
+
+
 def choose_samples(
     images: np.ndarray | None,
     image_shape: tuple[int, int, int],
@@ -185,6 +207,23 @@ def choose_samples(
         unit = 0.8 * coarse[:, rows][:, :, columns] + 0.2 * fine
         samples = (low + (high - low) * unit).astype(np.float32)
     return samples.round() if whole_numbers else samples
+
+
+def _takes(node: Any, tensor: Any) -> bool:
+    return any(taken is tensor for taken in node.input_tensors)
+
+
+def _scale_and_offset(layer: keras.Layer) -> dict[str, Any] | None:
+    """Return what a layer of ``_RESCALING`` does, if that is the same at every pixel."""
+    if isinstance(layer, keras.layers.Rescaling):
+        scale, offset = np.asarray(layer.scale), np.asarray(layer.offset)
+    else:
+        mean, variance = _to_numpy(layer.mean), _to_numpy(layer.variance)
+        if layer.invert or mean.size != mean.shape[-1]:
+            return None
+        scale = 1.0 / np.maximum(np.sqrt(variance), keras.config.epsilon())
+        scale, offset = scale.squeeze(), (-mean * scale).squeeze()
+    return {"scale": scale.tolist(), "offset": offset.tolist()}
 
 
 def _load(model: keras.Model | str | PathLike) -> keras.Model:

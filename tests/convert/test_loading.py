@@ -170,6 +170,29 @@ def test_the_front_of_a_network_takes_the_weights_of_the_whole_strictly():
     )
 
 
+def test_the_front_of_a_network_refuses_what_its_own_blocks_do_not_have():
+    stages = (("mbconv", 3, 1, 8, 1, 1), ("mbconv", 3, 2, 12, 2, 1), ("mbconv", 3, 2, 8, 1, 1))
+    arguments = {**SMALL["efficientnet_*"], "embedding_dim": None, "stages": stages, "classes": 3}
+    lite = kh.create_model("efficientnet_lite0", **arguments)
+    trunk = keras.Model(lite.input, lite.get_layer("block2a_project_bn").output)
+    # Squeeze-and-excitation in every block, and all that the trunk has besides.
+    other = checkpoint_of(kh.create_model("efficientnet_b0", **arguments))
+    before = trunk.get_weights()
+    with pytest.raises(ValueError, match=r"unexpected: _blocks\.0\._se_reduce") as error:
+        kh.convert.load_torch_weights(trunk, other, family="efficientnet")
+    assert "_blocks.1._se_expand.bias" in str(error.value)
+    assert "_blocks.2" not in str(error.value) and "missing" not in str(error.value)
+    for old, new in zip(before, trunk.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+    checkpoint = {**checkpoint_of(lite), "_blocks.13._se_reduce.bias": np.zeros(2, "float32")}
+    kh.convert.load_torch_weights(trunk, checkpoint, family="efficientnet")
+    with pytest.raises(ValueError, match=r"unexpected: _blocks\.last\.bias"):
+        kh.convert.load_torch_weights(
+            trunk, {**checkpoint, "_blocks.last.bias": np.zeros(2)}, family="efficientnet"
+        )
+
+
 def test_the_family_of_a_renamed_model_has_to_be_given(checkpoint):
     renamed = small_model("vit_*", name="mine")
     with pytest.raises(ValueError, match="family="):

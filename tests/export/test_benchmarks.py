@@ -2,13 +2,19 @@
 
 import argparse
 import csv
+import importlib.util
+import pathlib
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from benchmarks import export_matrix, phone_latency, run_exported
+import keras_hybrid as kh
+from benchmarks import export_matrix, phone_latency, quantized_lfw, run_exported
+from tests.export.export_cases import IMAGE_SHAPE, hybrid_network, randomize
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 BUILT_IN = {"CONV_2D": 3, "GELU": 1}
 
@@ -53,6 +59,48 @@ def test_rows_that_are_there_are_left_out_and_a_failure_is_a_row(tmp_path):
     for more in ({"threads": 2}, {"weights": {"vit_b16": "a/trained.keras"}}):
         other = matrix_arguments(tmp_path, **more)
         assert export_matrix.missing(other, "vit_b16") == ["float32", "onnx"]
+
+
+def load_for_accuracy(file):
+    return quantized_lfw.load(argparse.Namespace(model=str(file), checkpoint=None))
+
+
+def load_for_the_matrix(file):
+    return export_matrix.load(str(file), "facerec_small", calibration=None)
+
+
+@pytest.mark.parametrize("load", [load_for_accuracy, load_for_the_matrix])
+def test_files_are_compared_with_a_model_in_float32_whatever_it_was_trained_in(load, tmp_path):
+    former = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        trained = randomize(hybrid_network())
+    finally:
+        keras.config.set_dtype_policy(former)
+    trained.save(tmp_path / "trained.keras")
+    expected = hybrid_network()
+    expected.set_weights(trained.get_weights())
+    images = np.random.default_rng(0).uniform(0, 255, (2, *IMAGE_SHAPE)).astype("float32")
+    loaded = load(tmp_path / "trained.keras")
+    assert loaded.name == trained.name
+    found, expected = (
+        kh.applications.embedding_model(model).predict(images, verbose=0)
+        for model in (loaded, expected)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_page_marks_what_was_measured_in_the_precision_of_its_training():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate_export.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    figures = {"accuracy": ".9", "accuracy_std": ".01", "size_bytes": "9", "smallest_cosine": "1"}
+    rows = [
+        {"model": "hybrid", "kind": kind, "commit": commit, **figures}
+        for kind, commit in (("keras", "56d9ad0"), ("float32", "56d9ad0"), ("keras", "0000000"))
+    ]
+    kinds = [line.split(" | ")[1] for line in generate.quantized(rows)[2:-1]]
+    assert kinds == ["keras, mixed_bfloat16", "float32", "keras"]
 
 
 def test_normalization_is_adapted_to_the_images_and_nothing_else_changes():

@@ -1,6 +1,7 @@
 """What export refuses, with which words, before any conversion starts."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import keras_hybrid as kh
 from keras_hybrid import export
 from keras_hybrid.export import preparation
 from keras_hybrid.export import report as reports
+from tests.cases import small_model
 from tests.export.export_cases import IMAGE_SHAPE, NEEDS, hybrid_network, skip_without
 
 pytestmark = pytest.mark.any_backend
@@ -62,9 +64,18 @@ def test_a_missing_dependency_is_one_sentence_with_the_command(
         ("to_saved_model", "out.tflite", {}, "is a folder"),
         ("to_litert", "out.tflite", {"quantization": "int4"}, "'int4'"),
         ("to_litert", "out.tflite", {"quantization": "int8"}, "about a hundred images"),
+        (
+            "to_litert",
+            "out.tflite",
+            {"quantization": "int8_cpu"},
+            "quantization='int8_cpu' needs representative_data",
+        ),
         ("to_litert", "out.tflite", {"input_dtype": "int8"}, "input_dtype"),
         ("to_litert", "out.tflite", {"batch_size": 0}, "batch_size"),
         ("to_litert", "out.tflite", {"input_dtype": "uint8", "input_range": (0, 1)}, "0, 255"),
+        ("to_onnx", "out.onnx", {"input_range": (1, 0)}, r"smaller one first, received \(1, 0\)"),
+        ("to_saved_model", "out", {"input_range": (0, 1, 2)}, "input_range must be two numbers"),
+        ("to_litert", "out.tflite", {"input_range": (0, np.inf)}, "input_range must be two"),
         ("to_onnx", "out.onnx", {"output": "logits"}, "'logits'"),
         ("to_onnx", "out.onnx", {"output": "cosines"}, "Dense, puts out logits"),
         ("to_onnx", "out.onnx", {"labels": ["a", "b"]}, r"names 2 classes.*shape \(7,\)"),
@@ -84,7 +95,7 @@ def test_a_missing_dependency_is_one_sentence_with_the_command(
             "to_litert",
             "out.tflite",
             {"input_dtype": "uint8", "representative_data": np.full((2, *IMAGE_SHAPE), -1.0)},
-            r"in \[0, 255\]",
+            r"values in input_range \[0, 255\], received values in \[-1, -1\]",
         ),
     ],
 )
@@ -92,6 +103,67 @@ def test_a_wrong_argument_is_named(function, name, options, message, model, tmp_
     with pytest.raises(ValueError, match=message):
         getattr(export, function)(model, tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
+
+
+def images_between(low, high, dtype="float32"):
+    return np.linspace(low, high, 2 * np.prod(IMAGE_SHAPE)).reshape(2, *IMAGE_SHAPE).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("images", "input_range", "message"),
+    [
+        (images_between(0, 1), (0, 255), r"fill input_range \[0, 255\].* values in \[0, 1\]"),
+        (images_between(-1, 1), (0, 255), r"fill input_range .* values in \[-1, 1\]"),
+        (images_between(7, 7), (0, 255), r"fill input_range .* values in \[7, 7\]"),
+        (images_between(0, 255), (-1, 1), r"values in input_range \[-1, 1\].* in \[0, 255\]"),
+        (images_between(0, 255, "uint8"), (0, 1), r"values in input_range \[0, 1\]"),
+        (images_between(-1, 1), (0, 1), r"values in input_range \[0, 1\].* in \[-1, 1\]"),
+        (images_between(0, np.nan), (0, 255), r"values in input_range .* in \[nan, nan\]"),
+    ],
+)
+def test_representative_images_of_another_range_are_refused(
+    images, input_range, message, model, tmp_path
+):
+    with pytest.raises(ValueError, match=f"representative_data must (have )?{message}"):
+        export.to_litert(
+            model,
+            tmp_path / "out.tflite",
+            quantization="int8",
+            representative_data=images,
+            input_range=input_range,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("images", "input_range"),
+    [
+        (images_between(0, 255, "uint8"), (0, 255)),
+        (images_between(90, 120), (0, 255)),  # fog
+        (images_between(-12, 262), (0, 255)),  # cubic interpolation
+        (images_between(-2.12, 2.64), (-2.2, 2.7)),
+    ],
+)
+def test_representative_images_may_fill_the_range_as_photographs_do(
+    images, input_range, model, tmp_path, monkeypatch
+):
+    class StopHereError(RuntimeError):
+        pass
+
+    def convert(job, folder, backend):
+        np.testing.assert_array_equal(np.load(job["representative_data"]), images)
+        raise StopHereError(json.loads(job["metadata"])["input"]["value_range"])
+
+    monkeypatch.setattr(export.formats, "run_conversion", convert)
+    with pytest.raises(StopHereError) as caught:
+        export.to_litert(
+            model,
+            tmp_path / "out.tflite",
+            quantization="int8",
+            representative_data=images,
+            input_range=input_range,
+        )
+    assert caught.value.args == (list(input_range),)
 
 
 def test_a_folder_that_is_no_saved_model_is_left_alone(model, tmp_path):
@@ -227,6 +299,87 @@ def prepared_scores(head, output, folder):
     x = layers.Rescaling([1.0, 2.0, 4.0], offset=[0.0, -1.0, -2.0])(image)
     x = layers.Activation("linear", name="embedding")(layers.Flatten()(x))
     return preparation.prepare(keras.Model(image, head(x), name="scores"), output, folder)
+
+
+def rescaled_by(*numbers):
+    return layers.Rescaling(*numbers)
+
+
+def normalized(**options):
+    return layers.Normalization(mean=[1.0, 2.0, 3.0], variance=[4.0, 16.0, 0.25], **options)
+
+
+def chain(*steps):
+    def build(image):
+        for step in steps:
+            image = step(image)
+        return image
+
+    return build
+
+
+def subtracted_by_hand(image):
+    return (rescaled_by(1 / 255)(image) - 0.5) / 0.25
+
+
+def on_one_branch(image):
+    return layers.Concatenate()([rescaled_by(1 / 255)(image), layers.MaxPooling2D(1)(image)])
+
+
+def on_each_branch(image):
+    return layers.Concatenate()([rescaled_by(1 / 255)(image), rescaled_by(2.0)(image)])
+
+
+def in_a_network_inside(image):
+    inner = keras.Input((4, 5, 3))
+    network = keras.Sequential([inner, layers.Conv2D(2, 1), rescaled_by(3.0)])
+    return network(rescaled_by(1 / 255)(image))
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (rescaled_by(0.5, -1.0), {"scale": 0.5, "offset": -1.0}),
+        (chain(rescaled_by(0.5), layers.Dropout(0.1)), {"scale": 0.5, "offset": 0.0}),
+        (normalized(), {"scale": [0.5, 0.25, 2.0], "offset": [-0.5, -0.5, -6.0]}),
+        (
+            layers.Normalization(axis=None, mean=2.0, variance=4.0),
+            {"scale": 0.5, "offset": -1.0},
+        ),
+        (normalized(invert=True), None),
+        (layers.Normalization(axis=2, mean=np.zeros(5), variance=np.ones(5)), None),
+        (chain(rescaled_by(1 / 255), rescaled_by(2.0, -1.0)), None),
+        (chain(rescaled_by(1 / 255), normalized()), None),
+        (chain(rescaled_by(1 / 255), layers.Dropout(0.1), rescaled_by(2.0)), None),
+        (chain(layers.Dropout(0.1), rescaled_by(1 / 255)), None),
+        (subtracted_by_hand, None),
+        (on_one_branch, None),
+        (on_each_branch, None),
+        (in_a_network_inside, None),
+    ],
+    ids=lambda value: getattr(value, "__name__", "") or type(value).__name__,
+)
+def test_a_normalization_is_told_only_if_one_layer_does_all_of_it(build, expected, tmp_path):
+    image = keras.Input((4, 5, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 1)(build(image)))
+    prepared = preparation.prepare(keras.Model(image, x), None, tmp_path)
+    if expected is None:
+        assert prepared.normalization is None
+    else:
+        for key, value in expected.items():
+            np.testing.assert_allclose(prepared.normalization[key], value, rtol=1e-6)
+        json.dumps(prepared.normalization)
+
+
+@pytest.mark.parametrize("family", ["facerec_small*", "iresnet*", "kprpe_*"])
+def test_a_face_models_own_normalization_is_told(family, tmp_path):
+    model = small_model(family)
+    layer = model.get_layer("preprocessing")
+    prepared = preparation.prepare(model, None, tmp_path)
+    assert prepared.normalization == {"scale": layer.scale, "offset": layer.offset}
+    (tmp_path / "bare").mkdir()
+    bare = small_model(family, include_preprocessing=False)
+    assert preparation.prepare(bare, None, tmp_path / "bare").normalization is None
 
 
 PIXELS = np.random.default_rng(3).uniform(0, 1, (2, 4, 5, 3)).astype("float32")
