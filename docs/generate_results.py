@@ -21,12 +21,13 @@ command, the commit and the seed of each run; a test holds this page to them. Fi
 beside the figures measured here for orientation and not as their peer. Where there is more than one
 seed, a figure is the mean ± the standard deviation over seeds. One seed resolves no gap under two
 points. Minutes are the clock's: on a shared core they hold the waiting for other work, too.
-Recipes are in `training/recipes`; a row that is missing has not been run yet. All runs so far are
-from before each layer drew initial weights of its own ([CHANGELOG](../CHANGELOG.md)).
+Recipes are in `training/recipes`; a row that is missing has not been run yet. Runs on an AMD EPYC are
+from before each layer drew initial weights of its own ([CHANGELOG](../CHANGELOG.md)), those on an
+Intel Xeon from after.
 """
 
 # What makes runs with different seeds one line of the table.
-SAME = ("model", "data", "images", "image_size", "epochs", "precision", "backend", "hardware")
+SAME = ("model", "data", "images", "image_size", "epochs", "precision", "backend")
 
 
 def page() -> str:
@@ -71,6 +72,7 @@ def _lines(name: str, table) -> list[str]:
         first = group[0]
         published = table.published.get(first["model"])
         figures = ["top1", "top1_flip", "top5", *(["lfw", "lfw_flip"] if verified else [])]
+        hardware = " and ".join(dict.fromkeys(run["hardware"] for run in group))
         minutes = statistics.mean(float(run["seconds"]) for run in group) / 60
         cells = [
             f"`{first['model']}`",
@@ -83,7 +85,7 @@ def _lines(name: str, table) -> list[str]:
             first["epochs"],
             ", ".join(run["seed"] for run in group),
             f"{minutes:.0f}",
-            f"{first['hardware']}; {first['backend']}, {first['precision']}",
+            f"{hardware}; {first['backend']}, {first['precision']}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     paragraphs = [" ".join(paragraph.split()) for paragraph in table.remarks.split("\n\n")]

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -46,6 +47,7 @@ class Checkpoint(keras.callbacks.Callback):
         interval: Steps between checkpoints within an epoch.
         fingerprint: What the run computes; a checkpoint of another run is not continued.
         defaults: What a setting was for a run that was begun before it had a name.
+        changeable: Settings that may be others when the run is continued.
 
     Attributes:
         history: One dictionary of logs for each finished epoch.
@@ -58,6 +60,7 @@ class Checkpoint(keras.callbacks.Callback):
         interval: int,
         fingerprint: dict,
         defaults: dict | None = None,
+        changeable: Collection[str] = (),
     ):
         super().__init__()
         self.folder = pathlib.Path(folder) / "checkpoint"
@@ -68,6 +71,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.fingerprint = json.loads(json.dumps(fingerprint))
         named = {key: value for key, value in (defaults or {}).items() if key in fingerprint}
         self.defaults = json.loads(json.dumps(named))
+        self.changeable = frozenset(changeable)
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self._random_state: dict[str, np.ndarray] = {}
@@ -90,7 +94,7 @@ class Checkpoint(keras.callbacks.Callback):
         before = {**self.defaults, **state["fingerprint"]}
         changed = sorted(
             key
-            for key in self.fingerprint.keys() | before.keys()
+            for key in (self.fingerprint.keys() | before.keys()) - self.changeable
             if self.fingerprint.get(key) != before.get(key)
         )
         if changed:

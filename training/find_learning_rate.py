@@ -19,6 +19,7 @@ from training import train
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
 
 SMOOTHING = 0.9  # of the exponential average of the loss
+LAG = round(1 / (1 - SMOOTHING))  # steps that the average is behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Sweep:
         """
         import numpy as np
 
-        # The average lags by about 1 / (1 - SMOOTHING) steps, and its first values say little.
-        start = min(round(1 / (1 - SMOOTHING)), len(self.smoothed) - 2)
+        # The first values of the average say little.
+        start = min(LAG, len(self.smoothed) - 2)
         slopes = np.gradient(np.array(self.smoothed))[start:]
         if not slopes.min() < 0:
             raise ValueError(
@@ -66,19 +67,27 @@ def sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
         steps: Number of steps.
 
     Raises:
-        ValueError: If the range is empty or the recipe's data do not fit.
+        ValueError: If the range is empty, the recipe or its data do not fit, or the loss is lost
+            before it can be seen to fall.
     """
-    if not 0 < low < high or steps < 20:
+    if not 0 < low < high < float("inf") or steps < 20:
         raise ValueError(
-            f"Expected 0 < --low < --high and at least 20 --steps, got {low}, {high}, {steps}."
+            "Expected 0 < --low < --high < inf and at least 20 --steps, got "
+            f"{low}, {high}, {steps}."
         )
+    recipe = dataclasses.replace(recipe, schedule="constant", export="none")
+    with train.distribution(recipe):
+        return _sweep(recipe, low, high, steps)
+
+
+def _sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
     import keras
 
     keras.config.set_dtype_policy(recipe.precision)
+    train.check(recipe)
     images, _ = train.load_data(recipe)
     keras.utils.set_random_seed(recipe.seed)
-    classes = len(images.class_names)
-    model = train.build_model(dataclasses.replace(recipe, schedule="constant"), classes, steps)
+    model = train.build_model(recipe, len(images.class_names), steps)
     factor = high / low
     # Muon's own rate is the matrices': the other one follows in proportion.
     share = recipe.matrix_learning_rate / recipe.learning_rate if recipe.optimizer == "muon" else 1
@@ -94,6 +103,11 @@ def sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
             loss = float(model.train_on_batch(x, y, return_dict=True)["loss"])
             model.reset_metrics()  # otherwise the next loss is a running mean
             if loss != loss or loss > 1e30:
+                if step < LAG + 2:  # no slope of the average is seen yet
+                    raise ValueError(
+                        f"The loss is {loss} after {step} of {steps} steps, which began at --low "
+                        f"{low:.2g}: try a smaller one, or more --steps."
+                    )
                 return found
             average = SMOOTHING * average + (1 - SMOOTHING) * loss
             found.rates.append(low * factor ** (step / (steps - 1)))

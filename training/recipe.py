@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 __all__ = [
+    "EXPORTS",
     "MIRROR_ONLY",
     "Recipe",
     "add_overrides",
@@ -21,6 +22,42 @@ __all__ = [
 # Of `face_augmentation`: half of the images are mirrored, and nothing else happens to them.
 MIRROR_ONLY = {name: 0.0 for name in ("shift", "scale", "rotation", "jitter", "grey", "erasing")}
 RECIPES = pathlib.Path(__file__).parent / "recipes"
+
+# Formats of `export`, and the modules that `keras_hybrid.export` requires for them.
+EXPORTS = {
+    "litert": ("tensorflow", "ai_edge_litert"),
+    "int8": ("tensorflow", "ai_edge_litert"),
+    "int8_cpu": ("tensorflow", "ai_edge_litert"),
+    "saved_model": ("tensorflow",),
+    "onnx": ("jax", "jax2onnx", "onnx", "onnxruntime"),
+}
+# What a number may be: a square bracket includes its end, a round one does not.
+INTERVALS = {
+    "learning_rate": "(0, inf)",
+    "matrix_learning_rate": "(0, inf)",
+    "scale": "(0, inf)",
+    "warmup_epochs": "[0, inf)",
+    "restart_factor": "[1, inf)",
+    "weight_decay": "[0, inf)",
+    "matrix_weight_decay": "[0, inf)",
+    "beta_2": "[0, 1)",
+    "momentum": "[0, 1)",
+    "clip_norm": "(0, inf) or none",
+    "ema_momentum": "(0, 1) or none",
+    "label_smoothing": "[0, 1)",
+    "sampling_rate": "(0, 1]",
+    "test_fraction": "(0, 1)",
+    "seed": "[0, 4294967295]",
+    "workers": "[0, inf)",
+}
+# The margin's, by loss: an angle, a cosine, a factor.
+MARGINS = {
+    "arcface": "[0, 3.14159) or none",
+    "curricularface": "[0, 3.14159) or none",
+    "adaface": "[0, 3.14159) or none",
+    "cosface": "[0, inf) or none",
+    "sphereface": "(0, inf) or none",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +100,8 @@ class Recipe:
         warmup_epochs: Epochs of linear warm-up, for "cosine".
         restart_steps: First period of "cosine_restarts" in steps (the papers' T_init).
         restart_factor: Growth of the periods (T_mult).
-        weight_decay: Decoupled, on matrices and kernels only: not on biases, normalisation,
-            position embeddings and relative position tables.
+        weight_decay: Decoupled, on matrices and kernels only: not on biases, normalisation, class
+            tokens, position embeddings, relative position tables and PReLU's slopes.
         beta_2: Of Adam and AdamW.
         momentum: Of SGD.
         matrix_learning_rate: Peak rate of the matrices that "muon" orthogonalises the updates of;
@@ -91,7 +128,7 @@ class Recipe:
         seed: Of initial weights, data order, augmentation and dropout.
         checkpoint_steps: Steps between checkpoints within an epoch, besides one at each epoch's
             end: what a killed run loses at most.
-        workers: Threads that prepare batches.
+        workers: Threads that prepare batches; 0: none, each is made when training asks for it.
         pairs: Optional images for the closing verification: a list of pairs as LFW's, a ``.bin``
             of InsightFace, a folder or .zip with a folder for each of some people, of whom pairs
             are drawn, or ``synthetic:IDENTITIESxIMAGES``. The people should not be in ``data``.
@@ -188,24 +225,19 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer; got {value!r}.")
-        for name in ("learning_rate", "matrix_learning_rate", "scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)!r}.")
+        for name, interval in INTERVALS.items():
+            self._check_number(name, interval)
+        if self.loss in MARGINS:
+            self._check_number("margin", MARGINS[self.loss], f" for loss={self.loss!r}")
         for name in ("patience", "images_per_class", "test_images_per_class"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be positive or none; got {value!r}.")
-        if self.ema_momentum is not None and not 0 < self.ema_momentum < 1:
-            raise ValueError(f"ema_momentum must be in (0, 1) or none; got {self.ema_momentum!r}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1); got {self.label_smoothing!r}.")
         if self.batch_size % self.mesh_axes.get("data", 1):
             raise ValueError(
                 f"batch_size must be a multiple of the mesh's data; got batch_size="
                 f"{self.batch_size}, mesh={self.mesh!r}."
             )
-        if not 0 < self.sampling_rate <= 1:
-            raise ValueError(f"sampling_rate must be in (0, 1]; got {self.sampling_rate!r}.")
         if self.sampling_rate < 1 and self.loss == "cross_entropy":
             raise ValueError(
                 "sampling_rate below 1 needs a loss on cosines, such as 'cosface'; got "
@@ -217,8 +249,6 @@ class Recipe:
                 "label_smoothing, mixup and cutmix need loss='cross_entropy': a margin has one "
                 f"class; got loss={self.loss!r}."
             )
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"test_fraction must be in (0, 1); got {self.test_fraction!r}.")
         if (self.train_split is None) != (self.test_split is None):
             raise ValueError(
                 "train_split and test_split belong together; got "
@@ -229,10 +259,10 @@ class Recipe:
                 "pairs_every must be 0, or positive with pairs; got "
                 f"pairs_every={self.pairs_every!r}, pairs={self.pairs!r}."
             )
-        formats = ("none", "litert", "int8", "int8_cpu", "saved_model", "onnx")
-        if not set(self.export.split("+")) <= set(formats):
+        if self.export != "none" and not set(self.export.split("+")) <= set(EXPORTS):
             raise ValueError(
-                f"export must be of {', '.join(formats)}, joined by '+'; got {self.export!r}."
+                f"export must be of {', '.join(EXPORTS)}, joined by '+', or none; got "
+                f"{self.export!r}."
             )
         pairs = self.pairs or ""
         # As `keras_hybrid.data.verification_sets.holds_images`; no Keras before its backend is set.
@@ -265,6 +295,18 @@ class Recipe:
     def takes_landmarks(self) -> bool:
         """Whether the model has landmarks as its second input."""
         return self.model_arguments.get("landmarks") == "given"
+
+    def _check_number(self, name: str, interval: str, where: str = "") -> None:
+        """Raise ValueError for a number outside its interval, and for NaN."""
+        value = getattr(self, name)
+        ends = interval.removesuffix(" or none")
+        if value is None and ends != interval:
+            return
+        low, high = (float(end) for end in ends[1:-1].split(","))
+        above = value >= low if ends[0] == "[" else value > low
+        below = value <= high if ends[-1] == "]" else value < high
+        if not (above and below):
+            raise ValueError(f"{name} must be in {interval}{where}; got {value!r}.")
 
     def _check_landmarks(self) -> None:
         """Raise ValueError where something does not go with a model that takes landmarks."""

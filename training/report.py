@@ -1,6 +1,7 @@
 """The end of a run: test, verify, export, and the report that shows it."""
 
 import json
+import os
 import pathlib
 import shlex
 import subprocess
@@ -8,9 +9,39 @@ import sys
 
 import numpy as np
 
-from training.recipe import Recipe
+from training.recipe import EXPORTS, Recipe
 
-__all__ = ["finish"]
+__all__ = ["check_export", "finish", "raise_failed_exports"]
+
+MAX_CLASS_NAMES = 10_000  # of more classes ``results.json`` has no names
+
+
+def check_export(recipe: Recipe) -> None:
+    """Say before training what would be missing after it.
+
+    Raises:
+        ImportError: If a format of ``recipe.export`` needs what is not installed.
+    """
+    if recipe.export == "none":
+        return
+    from keras_hybrid.export.process import require
+
+    for kind in recipe.export.split("+"):
+        require(*EXPORTS[kind], purpose=f"export={kind!r}")
+
+
+def raise_failed_exports(results: dict, out: pathlib.Path) -> None:
+    """Raise ``keras_hybrid.export.ExportError`` if a row of the results says that one failed."""
+    failed = [row for row in results.get("export", ()) if "error" in row]
+    if not failed:
+        return
+    from keras_hybrid.export import ExportError
+
+    reasons = "\n".join(f"{row['format']}: {row['error']}" for row in failed)
+    raise ExportError(
+        f"The run is done, with its results in {out / 'results.json'}, but not its export: give "
+        f"the same command to try again, or with another --export.\n{reasons}"
+    )
 
 
 def finish(
@@ -72,6 +103,8 @@ def finish(
         "commit": commit(),
         "command": command(),
     }
+    if len(test.class_names) <= MAX_CLASS_NAMES:
+        results["class_names"] = [str(name) for name in test.class_names]
     summary = {
         "Top-1": f"{plain.top1:.1%}",
         "Top-1, flip averaged": f"{flipped.top1:.1%}",
@@ -121,18 +154,11 @@ def finish(
                 stages, out / "roc_over_training.png"
             )
         figures["Scores of the pairs"] = evaluation.plot_scores(verified, out / "scores.png")
+    _write_results(results, out)  # before the export, which may fail in any way
     if recipe.export != "none":
-        exported = _export(recipe, model, train, out)
-        results["export"] = exported
-        tables["Exported files"] = [
-            {
-                "file": row["path"],
-                "kB": round(row["size_bytes"] / 1024),
-                "largest difference": f"{row['max_abs_difference']:.2g}",
-            }
-            for row in exported
-        ]
-    (out / "results.json").write_text(json.dumps(results, indent=1, default=str))
+        results["export"] = _export(recipe, model, train, out)
+        tables["Exported files"] = [_exported_row(row) for row in results["export"]]
+        _write_results(results, out)
     report = evaluation.write_report(
         out / "report.html",
         title=f"{recipe.model} on {recipe.data}",
@@ -147,29 +173,54 @@ def finish(
     return results
 
 
+def _write_results(results: dict, out: pathlib.Path) -> None:
+    # In one step: a disk that an export has filled leaves the file that is there.
+    temporary = out / ".results.json.partial"
+    temporary.write_text(json.dumps(results, indent=1, default=str))
+    os.replace(temporary, out / "results.json")
+
+
 def _export(recipe: Recipe, model, train, out: pathlib.Path) -> list[dict]:
+    """Write every format; the row of one that fails has its name and the reason."""
+    from keras_hybrid.export import ExportError
+
+    rows = []
+    for kind in recipe.export.split("+"):
+        print(f"Exporting {kind} …", flush=True)
+        try:
+            rows.append(_export_one(kind, recipe, model, train, out).to_dict())
+        except (ExportError, ImportError, OSError, ValueError) as error:
+            rows.append({"format": kind, "error": str(error)})
+    return rows
+
+
+def _export_one(kind: str, recipe: Recipe, model, train, out: pathlib.Path):
+    """Write one format; returns its ``ExportReport``."""
     from keras_hybrid import export
 
     output = "predictions" if recipe.loss == "cross_entropy" else "embedding"
-    calibration = _some_images(recipe, train, 128).astype("float32")
-    reports = []
-    for kind in recipe.export.split("+"):
-        print(f"Exporting {kind} …", flush=True)
-        if kind == "saved_model":
-            reports.append(export.to_saved_model(model, out / "saved_model", output=output))
-        elif kind == "onnx":
-            reports.append(export.to_onnx(model, out / "model.onnx", output=output))
-        else:
-            reports.append(
-                export.to_litert(
-                    model,
-                    out / ("model.tflite" if kind == "litert" else f"model_{kind}.tflite"),
-                    output=output,
-                    quantization=None if kind == "litert" else kind,
-                    representative_data=calibration,
-                )
-            )
-    return [report.to_dict() for report in reports]
+    if kind == "saved_model":
+        return export.to_saved_model(model, out / "saved_model", output=output)
+    if kind == "onnx":
+        return export.to_onnx(model, out / "model.onnx", output=output)
+    return export.to_litert(
+        model,
+        out / ("model.tflite" if kind == "litert" else f"model_{kind}.tflite"),
+        output=output,
+        quantization=None if kind == "litert" else kind,
+        representative_data=_some_images(recipe, train, 128).astype("float32"),
+    )
+
+
+def _exported_row(row: dict) -> dict:
+    """Return what the report shows of an export."""
+    if "error" in row:
+        return {"file": f"{row['format']}: failed", "reason": row["error"]}
+    return {
+        "file": row["path"],
+        "kB": round(row["size_bytes"] / 1024),
+        "largest difference": f"{row['max_abs_difference']:.2g}",
+    }
 
 
 def _some_images(recipe: Recipe, train, count: int):

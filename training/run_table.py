@@ -70,11 +70,13 @@ def row_recipe(table: Table, name: str, given: argparse.Namespace, seed: int) ->
 def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) -> None:
     """Run what is missing of a table, one run after the other."""
     from benchmarks.table import append_row
+    from training.report import raise_failed_exports
 
     for recipe, key in missing_runs(given, file):
         model, seed = key["model"], key["seed"]
         print(f"{model}, seed {seed}", flush=True)
-        results = train.run(recipe, out / f"{model}_{seed}", verbose=2)
+        folder = out / f"{model}_{seed}"
+        results = train.run(recipe, folder, verbose=2)
         verified = results.get("verification", {})
         append_row(
             file,
@@ -88,6 +90,7 @@ def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) 
                 "hardware": given.hardware,
             },
         )
+        raise_failed_exports(results, folder)
 
 
 def run_side_by_side(
@@ -151,8 +154,9 @@ def missing_runs(
     rows = given.rows or table.rows
     for model in rows:
         recipe = row_recipe(table, model, given, given.seeds[0])
+        train.check(recipe)  # before the rows above are run
         if recipe.takes_landmarks:
-            train.open_data(recipe)  # where they are missing, say so before the rows above are run
+            train.open_data(recipe)  # as where they are missing
     for seed in given.seeds:
         for model in rows:
             recipe = row_recipe(table, model, given, seed)
@@ -213,6 +217,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--jobs must be at least 1; got {given.jobs}.")
     if given.seed is not None:
         parser.error("Give --seeds instead of --seed.")
+    if given.model is not None:
+        parser.error(
+            f"Every row has its model: choose some with --rows instead of --model {given.model}."
+        )
     try:
         for name in given.rows or table.rows:
             row_recipe(table, name, given, given.seeds[0])

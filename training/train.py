@@ -21,9 +21,14 @@ from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, wi
 
 LOG = logging.getLogger("training")
 
-# Parts of variable paths. Muon is for matrices and convolutions; classifiers, tables and pooling
-# keep AdamW.
+# Names of the variables that decay: matrices, convolutions and the centres of a margin head. All
+# others are vectors, slopes, tokens or tables.
+DECAYED = ("kernel", "centers")
+# Parts of variable paths. Muon is for matrices and convolutions, and takes nothing but kernels;
+# classifiers, pooling and what projects coordinates keep AdamW.
 NOT_ORTHOGONALISED = ["predictions", "pooling", "position"]
+# Fields that change nothing of what training computes: a run may be continued with others.
+CHANGEABLE = ("checkpoint_steps", "export", "patience", "workers")
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recipe]:
@@ -194,20 +199,25 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
 
 
 def without_weight_decay(model) -> list:
-    """Return the variables that must not decay: vectors, and tables of positions."""
-    return [
-        variable
-        for variable in model.trainable_variables
-        if len(variable.shape) <= 1 or "position" in variable.path or "token" in variable.path
-    ]
+    """Return the variables that must not decay, such as biases, class tokens and tables."""
+    return [v for v in model.trainable_variables if v.name not in DECAYED]
 
 
 def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
-    """Return the recipe's compiled model."""
+    """Return the recipe's compiled model.
+
+    Raises:
+        ValueError: If the recipe does not fit the model or the number of classes.
+    """
     import keras
 
     import keras_hybrid as kh
 
+    if classes % recipe.mesh_axes.get("model", 1):
+        raise ValueError(
+            f"The mesh's model must divide the number of identities, {classes}; got "
+            f"mesh={recipe.mesh!r}."
+        )
     is_margin = recipe.loss != "cross_entropy"
     arguments = {
         "classes": classes,
@@ -217,10 +227,17 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
         "remat": recipe.remat,
         **recipe.model_arguments,
     }
-    if recipe.sampling_rate < 1:
-        model = _with_sampled_classes(recipe, arguments)
-    else:
-        model = kh.create_model(recipe.model, **arguments)
+    try:
+        if recipe.sampling_rate < 1:
+            model = _with_sampled_classes(recipe, arguments)
+        else:
+            model = kh.create_model(recipe.model, **arguments)
+    except TypeError as error:
+        if not recipe.model_arguments:
+            raise
+        raise ValueError(
+            f"model_arguments={recipe.model_arguments} do not fit {recipe.model}: {error}"
+        ) from error
     optimizer = build_optimizer(recipe, steps_per_epoch)
     if recipe.weight_decay:
         optimizer.exclude_from_weight_decay(var_list=without_weight_decay(model))
@@ -255,16 +272,59 @@ def _with_sampled_classes(recipe: Recipe, arguments: dict):
     return kh.applications.MarginModel(inputs, head(trunk.output), name=trunk.name)
 
 
+def check(recipe: Recipe) -> None:
+    """Look at what can be wrong with a recipe before its data, which may take long, are read.
+
+    Raises:
+        ValueError: If the model, its arguments or those of the augmentation do not exist.
+        ImportError: If a format of ``export`` needs what is not installed.
+    """
+    from training.report import check_export
+
+    check_export(recipe)
+    _check_model_arguments(recipe)
+    build_augmentation(recipe, classes=2)
+
+
+def _check_model_arguments(recipe: Recipe) -> None:
+    """Raise ValueError for a model that is not registered, and for arguments that it has not."""
+    import keras_hybrid as kh
+    from keras_hybrid.applications import registry
+
+    kh.model_info(recipe.model)  # suggests the nearest names
+    builder = inspect.getclosurevars(registry._BUILDERS[recipe.model]).nonlocals["builder"]
+    parameters = inspect.signature(builder).parameters
+    # A builder that hands keywords on has not all of them in its signature: `build_model` will say.
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    unknown = sorted(recipe.model_arguments.keys() - {*parameters, "remat"})
+    if unknown:
+        raise ValueError(
+            f"model_arguments has {', '.join(unknown)}; {recipe.model} takes "
+            f"{', '.join(parameters)}."
+        )
+
+
 def build_augmentation(recipe: Recipe, classes: int):
-    """Return what ``keras_hybrid.data.Batches`` augments with, or ``None``."""
+    """Return what ``keras_hybrid.data.Batches`` augments with, or ``None``.
+
+    Raises:
+        ValueError: If ``recipe.augmentation`` does not fit.
+    """
     from keras_hybrid import data
 
     _check_augmentation(recipe)
     # Cross-entropy takes distributions, since mixed images have them.
     one_hot = classes if recipe.loss == "cross_entropy" else None
-    if recipe.augment == "images":
-        return data.image_augmentation(recipe.image_size, one_hot, **recipe.augmentation)
-    augment = data.face_augmentation(**recipe.augmentation) if recipe.augment == "faces" else None
+    try:
+        if recipe.augment == "images":
+            return data.image_augmentation(recipe.image_size, one_hot, **recipe.augmentation)
+        is_of_faces = recipe.augment == "faces"
+        augment = data.face_augmentation(**recipe.augmentation) if is_of_faces else None
+    except TypeError as error:
+        raise ValueError(
+            f"augmentation={recipe.augmentation} does not fit augment={recipe.augment!r}: {error}"
+        ) from error
     return augment if one_hot is None else _OneHot(augment, one_hot)
 
 
@@ -290,10 +350,17 @@ def build_batches(recipe: Recipe, train):
     from keras_hybrid import data
 
     is_lazy = recipe.reading == "lazy"
+    batch_size = min(recipe.batch_size, len(train.labels))
+    if batch_size < recipe.batch_size:
+        print(
+            f"A batch is the {batch_size} training images there are, fewer than batch_size="
+            f"{recipe.batch_size}.",
+            flush=True,
+        )
     return data.Batches(
         train if is_lazy else train.images,
         train.labels,
-        min(recipe.batch_size, len(train.labels)),
+        batch_size,
         seed=recipe.seed,
         augment=build_augmentation(recipe, len(train.class_names)),
         drop_remainder=True,
@@ -363,7 +430,7 @@ def fit(
         for field in dataclasses.fields(recipe)
         if field.default is not dataclasses.MISSING
     }
-    checkpoint = Checkpoint(out, batches, recipe.checkpoint_steps, settings, defaults)
+    checkpoint = Checkpoint(out, batches, recipe.checkpoint_steps, settings, defaults, CHANGEABLE)
     checkpoint.set_model(model)
     if restart:
         checkpoint.discard()
@@ -371,7 +438,7 @@ def fit(
         print(f"Continuing at epoch {batches.epoch + 1}, batch {batches.start_batch}.", flush=True)
     callbacks = [
         batches.callback(),
-        Throughput(recipe.batch_size),
+        Throughput(batches.batch_size),
         *([VerifyPairs(pairs, recipe.pairs_every, out)] if recipe.pairs_every else []),
         StopAtNaN(),
         checkpoint,
@@ -446,20 +513,22 @@ def run(recipe: Recipe, out: pathlib.Path, *, restart: bool = False, verbose: in
         verbose: Of ``model.fit``.
 
     Returns:
-        The results, as written to ``results.json``.
+        The results, as written to ``results.json``; of an export that failed ``"export"`` has the
+        reason, for `report.raise_failed_exports`.
 
     Raises:
         ValueError: If the recipe, its data or the run in ``out`` do not fit.
+        ImportError: If a format of ``recipe.export`` needs what is not installed.
         FloatingPointError: If the loss is no longer a number.
     """
     import keras
 
-    with _distribution(recipe):
+    with distribution(recipe):
         keras.config.set_dtype_policy(recipe.precision)
         return _run(recipe, out, restart, verbose)
 
 
-def _distribution(recipe: Recipe):
+def distribution(recipe: Recipe):
     """Return the context in which a recipe is run: that of its mesh, if it has one."""
     if not recipe.mesh_axes:
         return contextlib.nullcontext()
@@ -473,18 +542,13 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
 
     from training.report import finish
 
-    _check_augmentation(recipe)
+    check(recipe)
     train, test = load_data(recipe)
     pairs = load_pairs(recipe)
     # After the data: what a reader imports on its first use may draw from Python's generator.
     keras.utils.set_random_seed(recipe.seed)
     classes = len(train.class_names)
     steps = max(1, len(train.labels) // recipe.batch_size)
-    if classes % recipe.mesh_axes.get("model", 1):
-        raise ValueError(
-            f"The mesh's model must divide the number of identities, {classes}; got "
-            f"mesh={recipe.mesh!r}."
-        )
     model = build_model(recipe, classes, steps)
     print(
         f"{recipe.model}: {model.count_params():,} parameters, {classes} identities, "
@@ -557,6 +621,13 @@ def run_command(backend: str | None, action: Callable[[], object]) -> int:
     except (ValueError, FloatingPointError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        from keras_hybrid.export import ExportError  # imports Keras, which has its backend by now
+
+        if not isinstance(error, ExportError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -565,9 +636,13 @@ def main(arguments: list[str] | None = None) -> int:
     given, recipe = parse(arguments)
     out = pathlib.Path(given.out or f"runs/{given.recipe}")
     verbose = 2 if given.quiet else 1
-    return run_command(
-        given.backend, lambda: run(recipe, out, restart=given.restart, verbose=verbose)
-    )
+
+    def action() -> None:
+        from training.report import raise_failed_exports
+
+        raise_failed_exports(run(recipe, out, restart=given.restart, verbose=verbose), out)
+
+    return run_command(given.backend, action)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 import csv
+import dataclasses
 
+import keras
 import numpy as np
 import pytest
 
@@ -26,6 +28,24 @@ def test_a_rate_of_nearly_nothing_leaves_the_loss_where_it_is():
     first, second = np.mean(found.losses[:10]), np.mean(found.losses[10:])
     assert abs(first - second) < 0.1 * first
     assert np.std(found.losses[10:]) > 0
+
+
+def test_a_loss_that_is_lost_at_once_is_one_sentence():
+    recipe = dataclasses.replace(TINY, optimizer="sgd", clip_norm=None)
+    with pytest.raises(ValueError, match=r"after \d+ of 24 steps, which began at --low 1e\+30"):
+        sweep(recipe, 1e30, 1e32, 24)
+
+
+def test_arguments_that_do_not_exist_are_named_before_anything_is_read():
+    recipe = dataclasses.replace(TINY, data="nowhere/", augmentation={"crop_padding": 4})
+    with pytest.raises(ValueError, match="augmentation has crop_padding"):
+        sweep(recipe, 1e-5, 10.0, 24)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has meshes")
+def test_a_mesh_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="ClassParallel needs the JAX backend"):
+        sweep(dataclasses.replace(TINY, mesh="data=2"), 1e-5, 10.0, 24)
 
 
 def test_the_suggestion_is_where_the_loss_falls_fastest():

@@ -72,6 +72,13 @@ def test_a_run_on_a_mesh_continues_where_it_stopped(answer):
     assert_alike(answer["interrupted"], answer["full"], ("val_loss", "val_accuracy"))
 
 
+@pytest.mark.slow
+@on_jax
+def test_a_rate_is_looked_for_on_the_mesh(answer):
+    one, mesh = answer["sweeps"]
+    assert len(one) == 20 and mesh == pytest.approx(one, rel=1e-3)
+
+
 @on_jax
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -103,7 +110,7 @@ def test_the_only_process_gives_whole_batches():
 @on_jax
 def test_classes_that_the_mesh_does_not_divide_are_refused(tmp_path, monkeypatch):
     # One device here: what is refused, is refused before the mesh matters.
-    monkeypatch.setattr(train, "_distribution", lambda recipe: contextlib.nullcontext())
+    monkeypatch.setattr(train, "distribution", lambda recipe: contextlib.nullcontext())
     recipe = dataclasses.replace(TINY, mesh="data=1,model=3")
     with pytest.raises(ValueError, match="must divide the number of identities, 4"):
         train.run(recipe, tmp_path, verbose=0)

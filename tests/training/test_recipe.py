@@ -39,6 +39,8 @@ def test_values_are_converted_to_the_type_of_their_field():
     recipe = override("--epochs", "3", "--learning-rate", "2e-4", "--augment", "none")
     assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, "none")
     assert override("--margin", "none").margin is None
+    assert override("--clip-norm", "none").clip_norm is None
+    assert (override("--margin", "0").margin, override("--workers", "0").workers) == (0, 0)
     assert override("--ema-momentum", "0.99").ema_momentum == 0.99
     assert override("--patience", "3").patience == 3
     assert override("--remat", "true").remat is True and override("--remat", "False").remat is False
@@ -83,7 +85,24 @@ def test_keywords_are_added_key_by_key():
         ((*GIVEN, "--export", "litert"), "export must be 'none'"),
         ((*GIVEN, "--pairs", "lfw.bin"), "pairs need pairs_landmarks"),
         (("--pairs", "lfw.bin", "--pairs-landmarks", "lfw.csv"), "pairs_landmarks belongs to"),
-        (("--learning-rate", "-1"), "learning_rate must be positive"),
+        (("--learning-rate", "-1"), r"learning_rate must be in \(0, inf\); got -1"),
+        (("--scale", "inf"), r"scale must be in \(0, inf\); got inf"),
+        (("--warmup-epochs", "-1"), r"warmup_epochs must be in \[0, inf\); got -1"),
+        (("--warmup-epochs", "nan"), r"warmup_epochs must be in \[0, inf\); got nan"),
+        (("--restart-factor", "0"), r"restart_factor must be in \[1, inf\); got 0"),
+        (("--weight-decay", "-1"), r"weight_decay must be in \[0, inf\); got -1"),
+        (("--matrix-weight-decay", "nan"), r"matrix_weight_decay must be in \[0, inf\)"),
+        (("--beta-2", "2"), r"beta_2 must be in \[0, 1\); got 2"),
+        (("--momentum", "-3"), r"momentum must be in \[0, 1\); got -3"),
+        (("--clip-norm", "0"), r"clip_norm must be in \(0, inf\) or none; got 0"),
+        (("--clip-norm", "-1"), r"clip_norm must be in \(0, inf\) or none; got -1"),
+        (("--test-fraction", "1"), r"test_fraction must be in \(0, 1\); got 1"),
+        (("--seed", "-1"), r"seed must be in \[0, 4294967295\]; got -1"),
+        (("--workers", "-1"), r"workers must be in \[0, inf\); got -1"),
+        (("--margin", "-0.1"), r"margin must be in \[0, inf\) or none for loss='cosface'; got -0"),
+        (("--margin", "4", "--loss", "arcface"), "or none for loss='arcface'; got 4"),
+        (("--margin", "0", "--loss", "sphereface"), r"margin must be in \(0, inf\)"),
+        (("--export", "none+litert"), "export must be of litert"),
     ],
 )
 def test_a_wrong_value_is_named(arguments, message):

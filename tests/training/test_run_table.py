@@ -4,8 +4,11 @@ import argparse
 import csv
 import dataclasses
 import inspect
+import os
 import pathlib
 import shlex
+import signal
+import threading
 
 import keras
 import numpy as np
@@ -13,7 +16,8 @@ import pytest
 
 from keras_hybrid.applications import registry
 from tests import cases
-from training import run_table, train
+from tests.training.test_train import small_arguments
+from training import report, run_table, train
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names
 from training.run_table import row_recipe
 from training.tables import TABLES, Row, Table
@@ -37,10 +41,8 @@ def options(*arguments):
 
 def slice_of(recipe: Recipe) -> Recipe:
     """The recipe on a few images with its model's smallest form, for two epochs."""
-    small = dict(cases.SMALL[cases.family_of(recipe.model)])
+    small = small_arguments(recipe.model)
     size = small.pop("input_shape")[0]
-    if recipe.model.startswith("san_proposed"):
-        small["widths"] = (small["stem_channels"],) * 2  # it has no transitions
     return dataclasses.replace(
         recipe,
         model_arguments=small,
@@ -211,6 +213,51 @@ def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monke
         assert row["epochs"] == "1" and row["backend"] == keras.backend.backend()
 
 
+@pytest.mark.any_backend
+def test_a_run_whose_export_fails_has_its_line_and_ends_the_table(tmp_path, monkeypatch, capsys):
+    results = {"top1": 0.5, "export": [{"format": "onnx", "error": "no such operator"}]}
+    monkeypatch.setattr(train, "run", lambda *arguments, **options: results)
+    monkeypatch.setattr(report, "check_export", lambda recipe: None)
+    command = ["cct", "--export", "onnx", "--backend", keras.backend.backend()]
+    command += ["--table", str(tmp_path / "cct.csv"), "--out", str(tmp_path / "runs")]
+    assert run_table.main(command) == 1
+    assert "onnx: no such operator" in capsys.readouterr().err
+    with (tmp_path / "cct.csv").open(newline="") as file:
+        assert [row["top1"] for row in csv.DictReader(file)] == ["0.5"]
+    assert run_table.main(command) == 0  # the run is there
+
+
+@once
+def test_a_table_that_is_told_to_end_ends_its_runs(tmp_path, monkeypatch, capsys):
+    """The runs are a script that says it is there and waits."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import pathlib, signal\n"
+        f"pathlib.Path({str(pipe)!r}).write_text('1')\n"
+        "signal.alarm(60)\n"  # should nobody end it
+        "signal.pause()\n"
+    )
+
+    def end_when_both_are_there():
+        with os.fdopen(os.open(pipe, os.O_RDWR), "rb", buffering=0) as opened:
+            opened.read(1)
+            opened.read(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    former = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=end_when_both_are_there, daemon=True).start()
+    monkeypatch.setattr(run_table, "__file__", str(script))
+    command = ["san", "--jobs", "2", "--backend", "torch", "--table", str(tmp_path / "san.csv")]
+    with pytest.raises(SystemExit) as ended:
+        run_table.main([*command, "--out", str(tmp_path / "runs")])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert len(list((tmp_path / "runs").glob("*.log"))) == 2  # the other two rows did not begin
+    assert capsys.readouterr().out.count(f"status -{signal.SIGTERM:d}") == 2
+    assert signal.getsignal(signal.SIGTERM) == former
+
+
 @once
 @pytest.mark.slow
 def test_runs_side_by_side_fill_one_table_and_a_failed_one_stops_no_other(tmp_path, capsys):
@@ -249,12 +296,19 @@ def test_a_row_whose_landmarks_are_missing_stops_the_table_before_the_first_row(
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_argument_that_a_row_s_model_has_not_stops_the_table_before_the_first_row(capsys):
+    command = ["san", "--data", "nowhere.npz", "--model-arguments", "depht=3"]
+    assert run_table.main([*command, "--backend", keras.backend.backend()]) == 1
+    assert "model_arguments has depht; san_baseline_pairwise takes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["figure_7"], "invalid choice"),
         (["san", "--rows", "san_10"], "san has san_baseline_pairwise"),
         (["san", "--seed", "1"], "--seeds instead"),
+        (["san", "--model", "vit_ti16"], "choose some with --rows instead of --model vit_ti16"),
         (["san", "--jobs", "0"], "--jobs must be at least 1; got 0"),
         (["san", "--epochs", "ten"], "--epochs must be int"),
         (["cct", "--loss", "cosface"], "need loss='cross_entropy'"),

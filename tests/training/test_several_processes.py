@@ -113,6 +113,18 @@ def test_the_command_of_the_documentation_runs(tmp_path):
     assert keras.saving.load_model(tmp_path / "model.keras").count_params() > 0
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="DistributedDataParallel is PyTorch's")
+def test_a_batch_that_the_processes_do_not_divide_is_refused(monkeypatch, capsys):
+    from training.examples import ddp_torch
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(sys, "argv", ["ddp_torch.py", "--batch-size", "16"])
+    with pytest.raises(SystemExit):
+        ddp_torch.main()
+    message = "--batch-size must be a multiple of the number of processes, 3; got 16."
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="jax.distributed")
 def test_two_processes_of_jax_train_as_one(tmp_path):

@@ -1,5 +1,7 @@
 import csv
 import dataclasses
+import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -10,16 +12,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import keras
 import numpy as np
 import pytest
 
+import keras_hybrid as kh
 from keras_hybrid import data
 from keras_hybrid.applications.kprpe import ALIGNED_LANDMARKS
 from tests import cases
 from tests.data.test_recordio import insightface, picture, write
-from training import report, train
+from training import checkpoint, report, train
 from training.checkpoint import verified_stages
 from training.recipe import Recipe
 
@@ -99,7 +103,7 @@ def train_until(recipe, out, monkeypatch, stop_at=None):
             images,
             test,
             out,
-            settings={"seed": recipe.seed},
+            settings=dataclasses.asdict(recipe),
             restart=False,
             verbose=0,
         )
@@ -161,6 +165,18 @@ def test_a_run_with_other_settings_is_not_continued(whole_run, tmp_path, monkeyp
         train_until(dataclasses.replace(TINY, seed=5), folder, monkeypatch)
 
 
+def test_a_run_is_continued_with_other_settings_that_change_nothing_of_it(
+    whole_run, tmp_path, monkeypatch
+):
+    folder, first, _ = whole_run
+    folder = shutil.copytree(folder, tmp_path / "run")
+    changed = {"checkpoint_steps": 7, "export": "onnx", "patience": 9, "workers": 3}
+    again, history = train_until(dataclasses.replace(TINY, **changed), folder, monkeypatch)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(history) == 2
+
+
 @pytest.mark.any_backend
 def test_a_run_from_before_a_setting_had_a_name_is_continued(tmp_path, monkeypatch):
     """Where the setting has its default: without it, the same was computed."""
@@ -199,6 +215,46 @@ def test_an_augmentation_that_does_not_exist_is_named_before_anything_is_read(tm
 
 
 @pytest.mark.any_backend
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": "facerec_small", "model_arguments": {"depht": 6}},
+            "model_arguments has depht; facerec_small takes .*depth",
+        ),
+        ({"model": "facerec_smal"}, "No model is named 'facerec_smal'. Did you mean facerec_small"),
+        ({"augmentation": {"shift": "much"}}, "{'shift': 'much'} does not fit augment='faces'"),
+        (
+            {"augment": "images", "augmentation": {"jitter": "much"}},
+            "{'jitter': 'much'} does not fit augment='images'",
+        ),
+    ],
+)
+def test_arguments_that_do_not_exist_are_named_before_anything_is_read(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train.run(dataclasses.replace(TINY, data="nowhere/", **changes), tmp_path, verbose=0)
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("arguments", [{"depht": 6}, {"depth": "six"}])
+def test_arguments_that_only_the_model_can_judge_are_named_when_it_is_built(arguments):
+    """ViT-Ti/16's builder hands its keywords on; a value of a wrong type fails in any builder."""
+    with pytest.raises(ValueError, match=r"model_arguments=\{'dep.* do not fit vit_ti16: "):
+        train.build_model(dataclasses.replace(TINY, model_arguments=arguments), 4, 4)
+
+
+@pytest.mark.any_backend
+def test_a_batch_is_counted_with_the_images_it_has(tmp_path, monkeypatch, capsys):
+    seconds = types.SimpleNamespace(monotonic=itertools.count().__next__)  # one at each look
+    monkeypatch.setattr(checkpoint, "time", seconds)
+    recipe = dataclasses.replace(TINY, batch_size=640, epochs=1)
+    _, history = train_until(recipe, tmp_path, monkeypatch)
+    assert history[0]["images_per_second"] == 64  # of 80, 16 are for testing
+    message = "A batch is the 64 training images there are, fewer than batch_size=640."
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.any_backend
 def test_synthetic_pairs_go_with_photographs():
     recipe = dataclasses.replace(TINY, data="faces/", pairs="synthetic:20x6")
     assert len(train.load_pairs(recipe)) == 600
@@ -221,6 +277,36 @@ def test_nan_stops_with_step_rate_and_advice(tmp_path, monkeypatch):
         train_until(recipe, tmp_path, monkeypatch)
 
 
+# The names of all trainable variables that are no kernels and no centres of classes.
+SPARED = {
+    *("bias", "beta", "gamma", "scale", "alpha"),  # alpha: a PReLU's slopes
+    *("token", "embedding", "gate", "table", "height_table", "width_table"),
+}
+
+
+def small_arguments(name):
+    """The smallest form of a model."""
+    small = dict(cases.SMALL[cases.family_of(name)])
+    if name.startswith("san_proposed"):
+        small["widths"] = (small["stem_channels"],) * 2  # it has no transitions
+    if name == "conformer_ti_32":
+        small["patch_size"] = 4
+    return small
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("name", kh.list_models())
+def test_of_every_model_kernels_and_centres_decay_and_muon_takes_kernels_alone(name):
+    with cases.without_weights():
+        model = kh.create_model(name, classes=3, classifier="cosine", **small_arguments(name))
+    spared = {id(v) for v in train.without_weight_decay(model)}
+    muon = train.build_optimizer(dataclasses.replace(TINY, optimizer="muon"), 4)
+    for v in model.trainable_variables:
+        assert v.name in SPARED | {"kernel", "centers"}, v.path  # a new name needs a decision
+        assert (id(v) in spared) == (v.name in SPARED), v.path
+        assert muon._should_use_adamw(v) or v.name == "kernel", v.path
+
+
 @pytest.mark.any_backend
 def test_weight_decay_spares_vectors_and_positions():
     model = train.build_model(TINY, 4, 4)
@@ -232,6 +318,9 @@ def test_weight_decay_spares_vectors_and_positions():
     assert any(path.endswith("predictions/centers") for path in decayed)
     assert any("patch_embedding/kernel" in path for path in decayed)
     assert any(path.endswith("block0_attention/qkv/kernel") for path in decayed)
+    assert decayed == {
+        v.path for v in model.trainable_variables if model.optimizer._use_weight_decay(v)
+    }
 
 
 @pytest.mark.any_backend
@@ -593,8 +682,63 @@ def test_a_whole_run_writes_results_and_a_report(tmp_path):
     assert written["top1"] == results["top1"]
     assert 0 <= written["verification"]["accuracy"] <= 1
     assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert written["class_names"] == [f"synthetic_{i:05d}" for i in range(4)]
     model = keras.models.load_model(tmp_path / "last.keras")
     assert model.count_params() == results["parameters"]
+
+
+@pytest.mark.any_backend
+def test_very_many_classes_are_not_named_in_the_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MAX_CLASS_NAMES", 3)
+    assert "class_names" not in train.run(dataclasses.replace(TINY, epochs=1), tmp_path, verbose=0)
+
+
+@pytest.mark.any_backend
+def test_a_failed_export_leaves_results_a_report_and_a_run_to_export_again(
+    tmp_path, monkeypatch, capsys
+):
+    def fail(*arguments, **options):
+        raise kh.export.ExportError("no such operator")
+
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    monkeypatch.setattr(report, "check_export", lambda recipe: None)
+    monkeypatch.setattr(kh.export, "to_litert", fail)
+    command = _command(tmp_path, "--epochs", "1")[2:]
+    assert train.main([*command, "--export", "litert+int8_cpu"]) == 1
+    error = capsys.readouterr().err
+    assert f"The run is done, with its results in {tmp_path / 'results.json'}, but not" in error
+    assert "litert: no such operator\nint8_cpu: no such operator" in error
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["export"][1] == {"format": "int8_cpu", "error": "no such operator"}
+    assert "int8_cpu: failed" in (tmp_path / "report.html").read_text()
+    # The same run without the export: nothing is trained again.
+    assert train.main([*command, "--export", "none"]) == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert "export" not in again and again["seconds"] == written["seconds"]
+    assert again["top1"] == written["top1"]
+
+
+@pytest.mark.any_backend
+def test_the_results_are_written_before_an_export_that_ends_the_process(tmp_path, monkeypatch):
+    def end(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(report, "check_export", lambda recipe: None)
+    monkeypatch.setattr(kh.export, "to_onnx", end)
+    with pytest.raises(MemoryError):
+        train.run(dataclasses.replace(TINY, epochs=1, export="onnx"), tmp_path, verbose=0)
+    assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 1
+
+
+@pytest.mark.any_backend
+def test_what_an_export_lacks_is_said_before_anything_is_read(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if "onnx" in name else find(name)
+    )
+    recipe = dataclasses.replace(TINY, data="nowhere/", export="onnx")
+    with pytest.raises(ImportError, match=r"export='onnx' needs .*jax2onnx.*not installed"):
+        train.run(recipe, tmp_path, verbose=0)
 
 
 def _command(out, *more):

@@ -13,6 +13,7 @@ import keras
 import keras_hybrid as kh
 from tests.training.test_train import TINY, Stop, StopAt
 from training import train
+from training.find_learning_rate import sweep
 
 FOLDER = pathlib.Path(sys.argv[1])
 # 3 of 10 images of each of 14 identities are for testing, 42: four devices do not divide the last
@@ -63,6 +64,10 @@ def layouts() -> dict[int, str]:
 
 
 answer = {"interrupted": interrupted(), "layouts": layouts()}
+answer["sweeps"] = [
+    sweep(recipe, 1e-5, 1e-2, 20).losses
+    for recipe in (RECIPE, dataclasses.replace(RECIPE, **ON_MESH))
+]
 for name, recipe in (("full", RECIPE), ("sampled", SAMPLED)):
     answer[name] = run(recipe, name)
     look = Look()

@@ -95,6 +95,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="of all processes together")
     given = parser.parse_args()
     several = "LOCAL_RANK" in os.environ  # set by torchrun
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if given.batch_size % processes:  # the mean over the processes would not be that over images
+        parser.error(
+            f"--batch-size must be a multiple of the number of processes, {processes}; got "
+            f"{given.batch_size}."
+        )
     if several:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
