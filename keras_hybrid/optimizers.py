@@ -20,9 +20,16 @@ class Muon(keras.optimizers.Muon):
     filters) counts as the matrix (height · width · input channels, filters), as in the examples of
     Muon's author (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-    AdamW still learns kernels of at most 3 input channels, which read the image itself (Muon's
-    author keeps the first layer out) or one group of a grouped convolution, kernels of depthwise
-    convolutions, which are no matrices, and every layer that ``exclude_layers`` names.
+    AdamW still learns
+
+    - whatever is not named ``kernel``: biases, norms, tokens, tables of positions, class centres;
+    - kernels of at most 3 input channels, which read the image itself (Muon's author keeps the
+      first layer out) or one group of a grouped convolution, and kernels of depthwise convolutions,
+      which are no matrices;
+    - what ``exclude_layers`` names;
+    - with Keras's default ``exclude_embeddings=True`` whatever has "embedding" in its path. Keras
+      means tables, but in this zoo kernels have such names, too: the projection of patches, or that
+      of a face to its embedding. ``False`` gives these to Muon.
 
     Args:
         learning_rate: Rate of the orthogonal updates, whose root mean square entry is then
@@ -30,18 +37,32 @@ class Muon(keras.optimizers.Muon):
         exclude_layers: Regular expressions; variables in whose path one is found are AdamW's.
         **kwargs: As `keras.optimizers.Muon` takes them.
 
+    Raises:
+        ValueError: If ``exclude_layers`` is a string.
+
     Example:
-        >>> model.compile(Muon(5e-3, exclude_layers=["predictions"]), loss=CosFace())
+        As the recipes in ``training/`` have it:
+
+        >>> exclude = ["predictions", "pooling", "position"]
+        >>> optimizer = Muon(5e-3, exclude_layers=exclude, exclude_embeddings=False)
+        >>> model.compile(optimizer, loss=CosFace())
     """
 
     def __init__(self, learning_rate=0.001, exclude_layers=None, **kwargs):
+        if isinstance(exclude_layers, str):  # whose letters would each be a pattern
+            raise ValueError(
+                "exclude_layers must be a list of regular expressions, got the string "
+                f"{exclude_layers!r}; write [{exclude_layers!r}]."
+            )
         super().__init__(learning_rate=learning_rate, exclude_layers=exclude_layers, **kwargs)
 
     def _should_use_adamw(self, variable):
+        if variable.name != "kernel":
+            return True
         if len(variable.shape) != 4:
             return super()._should_use_adamw(variable)
         channels, filters = variable.shape[-2:]
-        if variable.name != "kernel" or channels <= IMAGE_CHANNELS or filters == 1:
+        if channels <= IMAGE_CHANNELS or filters == 1:
             return True
         embeddings = ["(?i)embedding"] if self.exclude_embeddings else []
         return any(re.search(part, variable.path) for part in [*self.exclude_layers, *embeddings])

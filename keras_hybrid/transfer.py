@@ -16,6 +16,7 @@ Bao et al. 2022, "BEiT" (arXiv:2106.08254), for a decay by transformer blocks. K
 
 import difflib
 import fnmatch
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -45,13 +46,14 @@ def freeze(model: keras.Model, until: str | None = None, *, batch_norm: bool = T
     last = len(layers) - 1 if until is None else _index(layers, until, "until", model)
     for layer in layers[: last + 1]:
         if batch_norm or not isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
+            for part in layer._flatten_layers():
+                part.trainable = False
 
 
 def unfreeze(model: keras.Model, from_layer: str | None = None, *, batch_norm: bool = True) -> None:
     """Train the layers from a named one to the output, in the order that `freeze` goes by.
 
-    Earlier layers are left as they are. Compile the model afterwards.
+    Earlier layers, and the layers within them, are left as they are. Compile the model afterwards.
 
     Args:
         model: A Functional or Sequential model.
@@ -64,19 +66,18 @@ def unfreeze(model: keras.Model, from_layer: str | None = None, *, batch_norm: b
     """
     layers = list(_leaves(model))
     first = 0 if from_layer is None else _index(layers, from_layer, "from_layer", model)
-    states = [
-        (layer, layer.trainable, [(norm, norm.trainable) for norm in _batch_norms(layer)])
-        for layer in layers
-    ]
+    states = [[(part, part.trainable) for part in layer._flatten_layers()] for layer in layers]
     # A model that does not train as a whole would hide what its layers do.
     for container in model._flatten_layers():
         if isinstance(container, keras.Model) and not container.trainable:
             container.trainable = True
-    for index, (layer, trainable, norms) in enumerate(states):
-        layer.trainable = trainable or index >= first
-        if index < first or not batch_norm:
-            for norm, trained in norms:
-                norm.trainable = trained
+    for index, parts in enumerate(states):
+        # Each on its own, those that hold others first: Keras sets what is within a layer, too, but
+        # on TensorFlow only if the layer itself changes.
+        for part, trainable in parts:
+            is_norm = isinstance(part, keras.layers.BatchNormalization)
+            stays = index < first or (is_norm and not batch_norm)
+            part.trainable = trainable if stays else True
 
 
 def _leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -86,15 +87,6 @@ def _leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield from _leaves(layer)
         else:
             yield layer
-
-
-def _batch_norms(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Return the batch normalisations in a layer, or itself if it is one."""
-    return [
-        part
-        for part in layer._flatten_layers()
-        if isinstance(part, keras.layers.BatchNormalization)
-    ]
 
 
 def _index(layers: list[keras.layers.Layer], name: str, argument: str, model) -> int:
@@ -163,20 +155,35 @@ def layer_decay(model: keras.Model, decay: float = 1 / 2.6) -> dict[str, float]:
         Pattern of variable paths → multiplier, for `discriminative_rates`.
 
     Raises:
-        ValueError: If ``decay`` is not in (0, 1].
+        ValueError: If ``decay`` is not in (0, 1], or the model is not built.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay must be in (0, 1], got {decay!r}.")
+    _check_built(model)
     steps: dict[str, list[str]] = {}
     for layer in _leaves(model):
         if layer.weights:
             match = re.match(r".*(?:block|stage)\d*[a-z]?(?=_|$)|[^_]*", layer.name)
-            steps.setdefault(match[0], []).append(layer.name)
+            steps.setdefault(match[0], []).extend(_patterns(layer))
     return {
-        f"{_literal(name)}/*": decay**distance
-        for distance, names in enumerate(reversed(steps.values()))
-        for name in names
+        pattern: decay**distance
+        for distance, patterns in enumerate(reversed(steps.values()))
+        for pattern in patterns
     }
+
+
+def _check_built(model: keras.Model) -> None:
+    if not model.weights:
+        raise ValueError(f"model {model.name!r} has no weights yet; build it first.")
+
+
+def _patterns(layer: keras.layers.Layer) -> list[str]:
+    """Return patterns of the paths of a layer's variables, which in a Sequential begin with it."""
+    own = f"{layer.path}/"
+    return [
+        f"{_literal(own)}*" if variable.path.startswith(own) else _literal(variable.path)
+        for variable in layer.weights
+    ]
 
 
 def discriminative_rates(
@@ -200,9 +207,11 @@ def discriminative_rates(
             characters, ``?`` for one. The first pattern that matches counts; none: 1.
 
     Raises:
-        ValueError: If a pattern matches no variable, a multiplier is negative, or ``optimizer`` is
-            one that cannot be divided.
+        ValueError: If a pattern matches no variable, a multiplier is negative, the model is not
+            built, or ``optimizer`` is one that cannot be divided.
     """
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ValueError(f"optimizer must be a keras.optimizers.Optimizer, got {optimizer!r}.")
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer | keras.optimizers.MultiOptimizer):
         raise ValueError(
             f"optimizer must be a plain one, got {type(optimizer).__name__}; compile() adds the "
@@ -213,11 +222,19 @@ def discriminative_rates(
             f"optimizer has global_clipnorm={optimizer.global_clipnorm}, but its parts would each "
             "clip by their own norm; use clipnorm or clipvalue."
         )
+    _check_built(model)
     groups: dict[tuple[float, bool], list[str]] = {}
+    layers = model._flatten_layers()
+    sequentials = {layer.name for layer in layers if isinstance(layer, keras.Sequential)}
     rates = _rates(list(dict.fromkeys(variable.path for variable in model.weights)), multipliers)
     for variable in model.weights:
         kind = rates[variable.path], optimizer._use_weight_decay(variable)
-        groups.setdefault(kind, []).append(variable.path)
+        paths = groups.setdefault(kind, [])
+        paths.append(variable.path)
+        # In a model from a file, paths in a Sequential do not begin with its name.
+        loaded = "/".join(itertools.dropwhile(sequentials.__contains__, variable.path.split("/")))
+        if loaded not in rates:
+            paths.append(loaded)
     parts = keras.optimizers.OptimizerMap(_scaled(optimizer, 1.0, True))
     for kind, paths in groups.items():
         # One key for each group: Keras saves and restores an optimizer for every key.

@@ -41,6 +41,19 @@ def test_positions_and_image_kernels_are_adamw_s():
         assert optimizer._should_use_adamw(kernel)
 
 
+@pytest.mark.parametrize("name", ["table", "height_table", "embedding", "centers"])
+def test_of_matrices_kernels_alone_are_orthogonalised(name):
+    optimizer = Muon(exclude_embeddings=False)
+    assert optimizer._should_use_adamw(keras.Variable(np.zeros((7, 32)), name=name))
+    assert not optimizer._should_use_adamw(keras.Variable(np.zeros((7, 32)), name="kernel"))
+
+
+def test_a_string_is_no_list_of_patterns():
+    message = r"exclude_layers must be a list .*got the string 'pred.*'; write \['predictions'\]"
+    with pytest.raises(ValueError, match=message):
+        Muon(exclude_layers="predictions")
+
+
 @pytest.mark.parametrize("shape", [(3, 3, 4, 8), (1, 1, 4, 16), (3, 3, 8, 5)])
 def test_a_kernel_moves_as_keras_moves_its_matrix(shape):
     """Three steps of ours on the kernel, of Keras's on the matrix."""

@@ -146,25 +146,52 @@ def test_a_zoo_model_trains_with_decaying_rates_and_is_saved(tmp_path):
     assert len(parts) == len(order)
 
 
-def test_rates_reach_the_layers_of_a_model_within_the_model_also_when_loaded(tmp_path):
+def rates(model: keras.Model) -> list[float]:
+    """Return the learning rate of each variable of a model that has been fitted."""
+    rates = {
+        id(variable): float(part.learning_rate)
+        for part in model.optimizer.optimizers
+        for variable in part._trainable_variables
+    }
+    return [rates[id(variable)] for variable in model.trainable_variables]
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential"])
+def test_rates_reach_the_layers_of_a_model_within_the_model_also_when_loaded(kind, tmp_path):
     inner = small_model("vit_*", include_top=False, pooling="native", depth=1, name="inner")
-    x = keras.Input((16, 16, 3))
-    model = keras.Model(x, keras.layers.Dense(CLASSES, name="predictions")(inner(x)))
-
-    def rates(model):
-        rates = {
-            id(variable): float(part.learning_rate)
-            for part in model.optimizer.optimizers
-            for variable in part._trainable_variables
-        }
-        return [rates[id(variable)] for variable in model.trainable_variables]
-
+    x, head = keras.Input((16, 16, 3)), keras.layers.Dense(CLASSES, name="predictions")
+    if kind == "functional":
+        model = keras.Model(x, head(inner(x)))
+    else:
+        model = keras.Sequential([x, inner, head])
     optimizer = discriminative_rates(keras.optimizers.SGD(1.0), model, layer_decay(model, 0.5))
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(IMAGES, LABELS, verbose=0)
     model.save(tmp_path / "model.keras")
     assert sorted(set(rates(model))) == [0.5**i for i in range(5, -1, -1)]
     assert rates(keras.models.load_model(tmp_path / "model.keras")) == rates(model)
+
+
+def test_the_layers_of_a_sequential_decay_and_keep_their_rates_in_a_file(tmp_path):
+    first, middle, last = (keras.layers.Dense(2, name=name) for name in BRANCHES)
+    trunk = keras.Sequential([first, middle], name="trunk")
+    model = keras.Sequential([keras.Input((3,)), trunk, last], name="whole")
+    decay = layer_decay(model, 0.5)
+    assert decay == {"whole/trunk/slow/*": 0.25, "whole/trunk/still/*": 0.5, "whole/fast/*": 1.0}
+    fit(model, discriminative_rates(keras.optimizers.SGD(1.0), model, decay))
+    model.save(tmp_path / "model.keras")
+    for trained in (model, keras.models.load_model(tmp_path / "model.keras")):
+        assert rates(trained) == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+
+
+def test_a_model_without_weights_has_to_be_built_first():
+    model = keras.Sequential([keras.layers.Dense(2)], name="empty")
+    for function in (
+        layer_decay,
+        lambda model: discriminative_rates(keras.optimizers.SGD(), model, {}),
+    ):
+        with pytest.raises(ValueError, match="model 'empty' has no weights yet; build it first"):
+            function(model)
 
 
 def test_blocks_decay_together():
@@ -201,6 +228,7 @@ def test_the_first_pattern_that_matches_counts():
             {},
             "plain one, got LossScaleOptimizer",
         ),
+        (lambda: "adam", {}, "optimizer must be a keras.optimizers.Optimizer, got 'adam'"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(optimizer, multipliers, message):
@@ -253,6 +281,25 @@ def test_frozen_layers_keep_weights_and_statistics_and_thaw_from_a_named_one():
     assert trained(model) == set(weighted)
     freeze(model, until="pool", batch_norm=False)
     assert trained(model) == norms | {"predictions"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_frozen_within_an_earlier_layer_stays_as_it_is(whole):
+    model = small_model("vit_*")
+    frozen = model.get_layer("block0_attention").qkv
+    frozen.trainable = False
+    inner = keras.Model(model.input, model.output)
+    if not whole:
+        model = keras.Sequential([keras.Input((16, 16, 3)), inner])
+    unfreeze(model, from_layer="block1_norm1")
+    assert not frozen.trainable and not frozen.trainable_variables
+    assert inner.get_layer("block0_attention").projection.trainable_variables
+    unfreeze(model)
+    assert frozen.trainable_variables
+    model.trainable = False
+    frozen.trainable = True
+    freeze(model)
+    assert not frozen.trainable_variables
 
 
 def test_models_within_the_model_stand_for_their_layers():

@@ -1,5 +1,6 @@
 """What every family's builder shares: its input, its head, its weights and its embedding model."""
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 
@@ -48,20 +49,32 @@ def image_shape(
     if shape is None:
         shape = default_shape if input_tensor is None else input_tensor.shape[1:]
     shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+    sizes = tuple(map(_positive_integer, shape))
+    if len(sizes) != 3 or None in sizes:
         raise ValueError(
             f"input_shape must be (height, width, channels), three positive integers, got {shape}."
         )
-    if input_tensor is not None and shape != tuple(input_tensor.shape[1:]):
+    if input_tensor is not None and sizes != tuple(input_tensor.shape[1:]):
         raise ValueError(
-            f"input_shape={shape} disagrees with input_tensor of shape "
+            f"input_shape={sizes} disagrees with input_tensor of shape "
             f"{tuple(input_tensor.shape)}; give one of them."
         )
-    return shape
+    return sizes
+
+
+def _positive_integer(value) -> int | None:
+    """Return a positive integer of Python or NumPy as an ``int``, and None for all else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return None
+    return number if number > 0 else None
 
 
 def check_patches(image, patch_size: int) -> None:
     """Raise ValueError unless the height and width of ``image`` are multiples of a patch's."""
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be a positive integer, got {patch_size}.")
     height, width = image.shape[1:3]
     if height % patch_size or width % patch_size:
         raise ValueError(
@@ -262,7 +275,8 @@ def build_model(
             x = features
         model = keras.Model(root, x, name=name)
     else:
-        if not isinstance(classes, int) or classes < 1:
+        number = _positive_integer(classes)
+        if number is None:
             raise ValueError(f"classes must be a positive integer, got {classes!r}.")
         if classifier == "cosine":
             if classifier_activation is not None:
@@ -270,12 +284,10 @@ def build_model(
                     "classifier_activation must be None for classifier='cosine', whose output is "
                     f"cosθ; got {classifier_activation!r}."
                 )
-            x = CosineClassifier(classes, centers_per_class=centers_per_class, name="predictions")(
-                x
-            )
+            x = CosineClassifier(number, centers_per_class=centers_per_class, name="predictions")(x)
         else:
             x = dense(
-                classes,
+                number,
                 activation=classifier_activation,
                 kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
                 dtype="float32",

@@ -231,6 +231,8 @@ def CCT(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    if num_convolutions < 1:
+        raise ValueError(f"num_convolutions must be a positive integer, got {num_convolutions}.")
     shape = image_shape(input_tensor, input_shape, (32, 32, 3))
     inputs, x = image_input(
         input_tensor,

@@ -124,13 +124,14 @@ def convolution_block(x, width, *, stride, expansion, se_ratio, drop_path, name)
         name=f"{name}_depthwise",
     )(x)
     x = _batch_norm(x, f"{name}_norm2", "gelu")
-    x = squeeze_excitation(
-        x,
-        int(width * se_ratio),
-        initializer=_fan_out(),
-        activation="silu",
-        name=f"{name}_se",
-    )
+    if se_ratio:
+        x = squeeze_excitation(
+            x,
+            max(1, int(width * se_ratio)),
+            initializer=_fan_out(),
+            activation="silu",
+            name=f"{name}_se",
+        )
     x = _convolution(x, width, use_bias=True, name=f"{name}_project")
     return add_branch(shortcut, x, drop_path, name)
 
@@ -232,7 +233,8 @@ def CoAtNet(
         dims: Channels of each stage.
         depths: Blocks of each stage.
         expansion: Hidden width of a bottleneck over that of its output.
-        se_ratio: Hidden width of squeeze-and-excitation over that of the block's output.
+        se_ratio: Hidden width of squeeze-and-excitation over that of the block's output; 0:
+            without.
         head_dim: Width of an attention head.
         mlp_ratio: Hidden width of the MLP over the channels.
         hidden_dim: Width of the head's hidden layer; ``None``: without.

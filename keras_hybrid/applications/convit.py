@@ -241,7 +241,7 @@ def ConViT(
         patch_size: Side of a patch in pixels.
         dim: Width of a token.
         depths: Number of blocks with gated positional attention, which see patches alone, and of
-            plain blocks after them, which see the class token, too.
+            plain blocks after them, which see the class token, too; of these at least one.
         num_heads: Heads of each block; a square number makes the first convolution whole.
         locality_strength: How narrowly the gated heads look at first.
         mlp_ratio: Hidden width of the MLP over ``dim``.
@@ -258,6 +258,11 @@ def ConViT(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    if len(depths) != 2 or depths[0] < 0 or depths[1] < 1:
+        raise ValueError(
+            "depths must be two numbers, of gated blocks (0 or more) and of plain ones (1 or more: "
+            f"only these see the class token), got {tuple(depths)}."
+        )
     inputs, x = image_input(
         input_tensor,
         input_shape,

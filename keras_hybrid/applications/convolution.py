@@ -4,12 +4,23 @@ Everything is normalised as PyTorch's defaults have it, ε = 1e-5 and a momentum
 and padded alike on all sides, which for even sizes and stride 2 differs from Keras's ``same``.
 """
 
+from collections.abc import Sequence
+
 import keras
 
 __all__: list[str] = []
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
+
+
+def check_rows(stages: Sequence[Sequence], columns: Sequence[str]) -> None:
+    """Raise ValueError unless each of ``stages`` has an element for each column of their table."""
+    for stage in stages:
+        if not isinstance(stage, Sequence) or len(stage) != len(columns):
+            raise ValueError(
+                f"stages must have ({', '.join(columns)}) for each stage, got {stage!r}."
+            )
 
 
 def batch_norm(x, name: str, epsilon: float = EPSILON):

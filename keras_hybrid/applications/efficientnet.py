@@ -44,7 +44,7 @@ from keras_hybrid.applications.base import (
     build_model,
     image_input,
 )
-from keras_hybrid.applications.convolution import squeeze_excitation
+from keras_hybrid.applications.convolution import check_rows, squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.registry import ModelInfo, register_model
@@ -216,6 +216,18 @@ def fused_bottleneck(
     return conv_bn(x, channels, 1, activation=None, momentum=momentum, name=f"{name}_project")
 
 
+def check_stages(stages: Sequence[Sequence]) -> None:
+    """Raise ValueError unless every stage has what it takes and is of a kind there is."""
+    check_rows(stages, ("kind", "kernel size", "expansion", "channels", "repeats", "stride"))
+    kinds = {stage[0] for stage in stages}
+    if not kinds <= set(KINDS):
+        raise ValueError(f"stages must be of the kinds {KINDS}, got {tuple(sorted(kinds))}.")
+
+
+def _has_fused(stages: Sequence[Sequence]) -> bool:
+    return any(stage[0] == "fused" for stage in stages)
+
+
 def efficientnet_trunk(
     x,
     *,
@@ -239,12 +251,10 @@ def efficientnet_trunk(
         momentum: Of the batch normalisations.
         drop_path: Rate that rises linearly from 0 and would be reached by one block more.
     """
-    kinds = {stage[0] for stage in stages}
-    if not kinds <= set(KINDS):
-        raise ValueError(f"stages must be of the kinds {KINDS}, got {tuple(sorted(kinds))}.")
+    check_stages(stages)
     common = {"activation": activation, "momentum": momentum}
     # As keras.applications names it in either version.
-    depthwise = {"depthwise_name": "dwconv2" if "fused" in kinds else "dwconv"}
+    depthwise = {"depthwise_name": "dwconv2" if _has_fused(stages) else "dwconv"}
     x = conv_bn(
         x,
         stem_channels,
@@ -426,7 +436,7 @@ def imagenet_weights(
         head_channels: Of the head, or ``None``: there is none.
         classifier: Whether the model classifies the average of the head.
     """
-    second = any(stage[0] == "fused" for stage in stages)
+    second = _has_fused(stages)
     theirs = V2_S_STAGES if second else B0_STAGES
     statistics = (128.0, 128.0) if second else (IMAGENET_MEAN, IMAGENET_STD)
     depth = len(stages) if head_channels is None else len(theirs)

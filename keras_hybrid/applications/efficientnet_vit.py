@@ -36,6 +36,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.efficientnet import (
     B0_STAGES,
+    check_stages,
     efficientnet_trunk,
     imagenet_weights,
 )
@@ -180,6 +181,9 @@ def EfficientNetViT(
         mean=pixel_mean,
         std=pixel_std,
     )
+    check_stages(stages)
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be a positive integer, got {patch_size}.")
     _check_size(image, stages, patch_size)
     x, stride = efficientnet_trunk(
         image,

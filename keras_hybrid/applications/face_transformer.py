@@ -209,7 +209,15 @@ def FaceTransformer(
         mean=0.0,
         std=1.0,
     )
+    for argument, value in (("patch_size", patch_size), ("patch_stride", patch_stride)):
+        if value < 1:
+            raise ValueError(f"{argument} must be a positive integer, got {value}.")
     height, width = x.shape[1:3]
+    if patch_size > min(height, width) + 2 * padding:
+        raise ValueError(
+            f"patch_size must be at most the image's height and width with padding={padding} "
+            f"around them, got {patch_size} for {height}x{width}."
+        )
     if height % patch_stride or width % patch_stride:
         raise ValueError(
             f"input_shape must be a multiple of patch_stride={patch_stride}, got {height}x{width}."

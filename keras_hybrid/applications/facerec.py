@@ -92,6 +92,7 @@ class PatchConvolutions(keras.layers.Layer):
                 width,
                 self.kernel_size,
                 padding="same",
+                data_format="channels_last",
                 activation="relu",
                 kernel_initializer="he_normal",
                 dtype=self.dtype_policy,
@@ -104,7 +105,7 @@ class PatchConvolutions(keras.layers.Layer):
     def call(self, inputs):
         x = ops.reshape(inputs, (-1, self.patch_size, self.patch_size, self.image_channels))
         for convolution in self.convolutions:
-            x = ops.max_pool(convolution(x), 2, strides=2)
+            x = ops.max_pool(convolution(x), 2, strides=2, data_format="channels_last")
         return ops.reshape(ops.mean(x, axis=(1, 2)), (-1, inputs.shape[1], self.channels[-1]))
 
     def compute_output_shape(self, input_shape):

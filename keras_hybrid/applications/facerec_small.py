@@ -166,6 +166,11 @@ def FaceRecSmall(
     inputs, x = image_input(
         input_tensor, input_shape, (112, 112, 3), include_preprocessing=include_preprocessing
     )
+    if len(stem_channels) != len(stem_blocks):
+        raise ValueError(
+            "stem_channels and stem_blocks must have one number for each stage, got "
+            f"{tuple(stem_channels)} and {tuple(stem_blocks)}."
+        )
     stride = 2 ** (len(stem_channels) + 1)
     if x.shape[1] % stride or x.shape[2] % stride:
         raise ValueError(

@@ -73,19 +73,26 @@ class _Member:
         if len(x.shape) > 2:
             x = keras.layers.Reshape((-1, x.shape[-1]), name=f"{self.prefix}_places")(x)
             x = keras.layers.GlobalAveragePooling1D(name=f"{self.prefix}_pool")(x)
-        if self.trained:
-            for layer in graph.layers:
-                if layer.weights:
-                    copies[id(layer)].set_weights(layer.get_weights())
+        for layer in graph.layers:
+            if layer.weights:
+                self._hand_over(layer, copies[id(layer)])
         return x
 
     def answer(self, vector):
         """Return what the member's own classifier says of its embedding."""
         copies: dict[int, keras.Operation] = {}
         answer = self._copy(self.head, copies)(vector)
-        if self.trained:
-            copies[id(self.head)].set_weights(self.head.get_weights())
+        self._hand_over(self.head, copies[id(self.head)])
         return answer
+
+    def _hand_over(self, layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
+        """Give a copy the weights of a trained member's layer, and freeze what is frozen in it."""
+        if not self.trained:
+            return
+        copy.set_weights(layer.get_weights())
+        # Those that hold others first: Keras sets what is within a layer, too.
+        for theirs, ours in zip(layer._flatten_layers(), copy._flatten_layers(), strict=True):
+            ours.trainable = theirs.trainable
 
     def _copy(self, operation: keras.Operation, copies: dict[int, keras.Operation]):
         if id(operation) not in copies:
@@ -271,7 +278,8 @@ def Ensemble(
             (batch, 1, dims) unless embeddings are averaged; ``"avg"`` or ``"max"`` over the second
             axis, ``"native"`` for the embedding.
         classes: Number of classes.
-        classifier_activation: Only of a dense classifier.
+        classifier_activation: Only of a dense classifier; of the members' where their classifiers
+            are averaged, which must then all be given by name.
         include_preprocessing: Whether there is a layer for images of bytes. Images are in [0, 255]
             in either case: the members normalise them.
         name: Of the model.
@@ -308,6 +316,7 @@ def Ensemble(
         members, input_tensor, input_shape, include_preprocessing, **arguments
     )
     if not own_classifier:
+        _check_activation(members, average, classifier_activation)
         _check_heads(parts, average, classes)
     vectors = [
         part.vector(image)
@@ -360,6 +369,18 @@ def Ensemble(
         centers_per_class=centers_per_class,
         **({} if own_classifier else {"dense": answers}),
     )
+
+
+def _check_activation(members: Sequence[Member], average: str, classifier_activation) -> None:
+    """Raise ValueError if there is an activation, but a member's classifier is made already."""
+    for member in members:
+        model = member[0] if isinstance(member, tuple) else member
+        if classifier_activation is not None and not isinstance(model, str):
+            raise ValueError(
+                f"classifier_activation must be None where average={average!r} and a member is a "
+                f"model, here {model.name!r}, which has a classifier of its own; got "
+                f"{classifier_activation!r}."
+            )
 
 
 def _check_heads(parts: list[_Member], average: str, classes: int) -> None:

@@ -166,7 +166,8 @@ class KeypointRelativeBias(keras.layers.Layer):
         Logits of shape (batch, num_heads, tokens, tokens).
 
     Raises:
-        ValueError: If the input has another number of tokens, or no such block.
+        ValueError: If ``ratio`` is not positive, or the input has another number of tokens or no
+            such block.
     """
 
     def __init__(
@@ -178,6 +179,8 @@ class KeypointRelativeBias(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if ratio <= 0:
+            raise ValueError(f"ratio must be positive, got {ratio}.")
         self.grid_size = tuple(grid_size)
         self.num_heads = num_heads
         self.block = block
@@ -388,6 +391,8 @@ def KPRPE(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    if bucket_ratio <= 0:
+        raise ValueError(f"bucket_ratio must be positive, got {bucket_ratio}.")
     inputs, x = image_input(
         input_tensor, input_shape, (112, 112, 3), include_preprocessing=include_preprocessing
     )

@@ -26,7 +26,12 @@ from keras_hybrid.applications.base import (
     build_model,
     image_input,
 )
-from keras_hybrid.applications.convolution import batch_norm, conv_norm, inverted_residual
+from keras_hybrid.applications.convolution import (
+    batch_norm,
+    check_rows,
+    conv_norm,
+    inverted_residual,
+)
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
@@ -53,6 +58,7 @@ VARIANTS = {
     "mobilefacenet_insightface": MobileFaceNetVariant(
         {
             "stem_channels": 128,
+            "stem_groups": 64,
             "stages": WIDE_STAGES,
             "embedding_dim": 512,
             "pixel_std": 127.5,
@@ -118,7 +124,7 @@ def MobileFaceNet(
     embedding_dim: int | None = 128,
     embedding_bias: bool = False,
     stem_channels: int = 64,
-    stem_groups: int = 64,
+    stem_groups: int | None = None,
     stem_pointwise: bool = False,
     stages: Sequence[Sequence[int]] = STAGES,
     head_channels: int = 512,
@@ -146,7 +152,8 @@ def MobileFaceNet(
         embedding_dim: Width of the embedding; ``None`` for the global convolution's output.
         embedding_bias: Whether the projection to it has a bias.
         stem_channels: Of the first two convolutions.
-        stem_groups: Of the second convolution; as many as channels: depthwise.
+        stem_groups: Of the second convolution, a divisor of its channels; ``None``: as many, a
+            depthwise convolution.
         stem_pointwise: Whether a 1×1 convolution follows it.
         stages: For each stage (expansion, channels, repeats, stride of its first block).
         head_channels: Of the last map.
@@ -162,6 +169,12 @@ def MobileFaceNet(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    stem_groups = stem_channels if stem_groups is None else stem_groups
+    if stem_groups < 1 or stem_channels % stem_groups:
+        raise ValueError(
+            f"stem_groups must divide stem_channels={stem_channels}, got {stem_groups}."
+        )
+    check_rows(stages, ("expansion", "channels", "repeats", "stride"))
     inputs, x = image_input(
         input_tensor,
         input_shape,

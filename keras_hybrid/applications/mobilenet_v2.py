@@ -14,7 +14,12 @@ from collections.abc import Sequence
 import keras
 
 from keras_hybrid.applications.base import IMAGENET_MEAN, IMAGENET_STD, build_model, image_input
-from keras_hybrid.applications.convolution import EPSILON, conv_norm, inverted_residual
+from keras_hybrid.applications.convolution import (
+    EPSILON,
+    check_rows,
+    conv_norm,
+    inverted_residual,
+)
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights, keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
@@ -107,6 +112,7 @@ def MobileNetV2(
     """
     if width <= 0:
         raise ValueError(f"width must be positive, got {width}.")
+    check_rows(stages, ("expansion", "channels", "repeats", "stride"))
     keras_trunk = keras_form(weights, keras_trunk)
     inputs, x = image_input(
         input_tensor,

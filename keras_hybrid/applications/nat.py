@@ -160,7 +160,8 @@ class NeighborhoodAttention(keras.layers.Layer):
         Maps, shape (batch, height, width, channels).
 
     Raises:
-        ValueError: If ``num_heads`` does not divide the channels, or ``kernel_size`` is not odd.
+        ValueError: If ``num_heads`` is not positive or does not divide the channels, or
+            ``kernel_size`` is not odd.
     """
 
     def __init__(
@@ -173,6 +174,8 @@ class NeighborhoodAttention(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be a positive integer, got {num_heads}.")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}.")
         self.num_heads = num_heads

@@ -123,7 +123,9 @@ def create_model(name: str, /, *, remat: bool = False, **kwargs: Any) -> keras.M
         name: A name from ``list_models()``.
         remat: Whether training computes attention maps again in the backward pass instead of
             keeping them (``remat`` of the attention layers): for many tokens and deep models, less
-            memory for more time. The numbers are the same.
+            memory for more time. The numbers are the same. Maps with dropout are kept: where a
+            model has ``attention_dropout``, as CCT, CVT and ViT-Lite have by default, it does
+            nothing.
         **kwargs: Passed to the builder: ``classes``, ``input_shape``, any architectural keyword,
             or another ``name`` for the model.
 
@@ -136,7 +138,7 @@ def create_model(name: str, /, *, remat: bool = False, **kwargs: Any) -> keras.M
     if remat:
         attentions = list(_with_remat(model))
         if not attentions:
-            raise ValueError(f"remat=True: {name!r} has no attention whose map could be left out.")
+            raise ValueError(f"remat=True: {name!r} has no attention layer that supports remat.")
         for layer in attentions:
             layer.remat = True
     return model

@@ -86,8 +86,9 @@ def _grid(model: keras.Model, layer: keras.layers.Layer, variable) -> tuple[int,
     """Return (rows, columns) of what a table is learnt for, or None if it is no table."""
     if isinstance(layer, LearnedPositionEmbedding):
         # In a fused model, the member's name comes before the layers' names.
-        member = layer.name.removesuffix("position_embedding")
-        return tuple(model.get_layer(f"{member}tokens").input.shape[1:3])
+        name = f"{layer.name.removesuffix('position_embedding')}tokens"
+        grids = [tuple(x.input.shape[1:-1]) for x in model.layers if x.name == name]
+        return grids[0] if grids and len(grids[0]) == 2 else None
     if isinstance(layer, RelativePositionBias):
         height, width = layer.grid_size
         return (2 * height - 1, 2 * width - 1)

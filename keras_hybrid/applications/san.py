@@ -135,6 +135,7 @@ class _FootprintAttention(keras.layers.Layer):
         layer = keras.layers.Conv2D(
             channels,
             1,
+            data_format="channels_last",
             use_bias=use_bias,
             kernel_initializer=self.kernel_initializer.clone(),
             dtype=self.dtype_policy,

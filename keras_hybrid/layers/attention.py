@@ -31,7 +31,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         output_dim: Width of the output. ``None``: that of the input.
         bias_initializer: For both biases.
         remat: Whether training computes the attention map again in the backward pass instead of
-            keeping it, which saves memory of (batch, num_heads, tokens, tokens) for its time.
+            keeping it, which saves memory of (batch, num_heads, tokens, tokens) for its time. A
+            map with dropout is kept.
 
     Call arguments:
         inputs: Tokens, shape (batch, tokens, channels).
@@ -77,6 +78,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         )
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.remat = remat
+        self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, inputs_shape, attention_bias_shape=None):
         channels = inputs_shape[-1]

@@ -32,6 +32,7 @@ class ConvolutionalAttention(keras.layers.Layer):
             raise ValueError(f"num_heads must be a positive integer, got {num_heads}.")
         self.num_heads = num_heads
         self.head_dim = head_dim
+        self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, input_shape):
         if self.head_dim is None and input_shape[-1] % self.num_heads:

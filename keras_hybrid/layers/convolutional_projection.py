@@ -56,6 +56,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.use_bias = use_bias
         self.shortcut = shortcut
+        self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, input_shape):
         _, tokens, channels = input_shape
@@ -71,6 +72,7 @@ class ConvolutionalProjection(keras.layers.Layer):
             self.kernel_size,
             strides=self.strides,
             padding="valid" if self._padding else "same",
+            data_format="channels_last",
             use_bias=False,
             depthwise_initializer=keras.initializers.RandomUniform(-bound, bound),
             dtype=self.dtype_policy,
@@ -187,7 +189,8 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
         attention_dropout: Rate on the attention map, in [0, 1).
         dropout: Rate on the output, in [0, 1).
         remat: Whether training computes the attention map again in the backward pass instead of
-            keeping it, which saves memory of (batch, num_heads, queries, keys) for its time.
+            keeping it, which saves memory of (batch, num_heads, queries, keys) for its time. A
+            map with dropout is kept.
 
     Call arguments:
         inputs: Tokens, shape (batch, [1 +] height · width, channels).
@@ -229,6 +232,7 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
         self.attention_dropout = attention_dropout
         self.dropout = dropout
         self.remat = remat
+        self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, input_shape):
         channels = input_shape[-1]

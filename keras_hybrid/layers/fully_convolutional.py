@@ -42,7 +42,8 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
         epsilon: Of the norm before the wide focus.
         kernel_initializer: Of all convolutions and linear layers.
         remat: Whether training computes the attention map again in the backward pass instead of
-            keeping it, which saves memory of (batch, num_heads, queries, keys) for its time.
+            keeping it, which saves memory of (batch, num_heads, queries, keys) for its time. A
+            map with dropout is kept.
 
     Call arguments:
         inputs: Map, shape (batch, height, width, channels), height and width fixed.
@@ -108,6 +109,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
                 3,
                 strides=stride,
                 padding="same",
+                data_format="channels_last",
                 use_bias=False,
                 depthwise_initializer=self._initializer(),
                 dtype=self.dtype_policy,
@@ -168,6 +170,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
             shape[-1],
             3,
             padding="same",
+            data_format="channels_last",
             dilation_rate=dilation,
             activation=activation,
             kernel_initializer=self._initializer(),

@@ -7,15 +7,16 @@ __all__ = ["MaxPooling2D"]
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
 class MaxPooling2D(keras.layers.MaxPooling2D):
-    """``keras.layers.MaxPooling2D`` of channels-last maps, several times as fast on PyTorch.
+    """``keras.layers.MaxPooling2D``, several times as fast on PyTorch for channels-last maps.
 
-    On PyTorch, Keras 3.15 copies the maps to channels first; PyTorch pools those slowly on a CPU,
+    On PyTorch, Keras 3.15 copies such maps to channels first; PyTorch pools those slowly on a CPU,
     and what follows works on two layouts at once, backwards as well (``docs/performance.md``). On
-    other backends this is Keras's layer. Arguments and results are Keras's.
+    other backends, and for channels-first maps, this is Keras's layer. Arguments and results are
+    Keras's.
     """
 
     def call(self, inputs):
-        if keras.backend.backend() != "torch":
+        if keras.backend.backend() != "torch" or self.data_format != "channels_last":
             return super().call(inputs)
         from torch.nn import functional
 

@@ -28,6 +28,7 @@ class SequencePooling(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(
             kernel_initializer or keras.initializers.TruncatedNormal(stddev=0.02)
         )
+        self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, input_shape):
         self.score = keras.layers.Dense(

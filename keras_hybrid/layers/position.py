@@ -60,9 +60,14 @@ class SinusoidalPositionEmbedding(keras.layers.Layer):
     def __init__(self, base: float = 10_000.0, **kwargs):
         super().__init__(**kwargs)
         self.base = base
+        self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, input_shape):
         tokens, channels = input_shape[1:]
+        if tokens is None:
+            raise ValueError(
+                f"Sinusoidal positions need a fixed number of tokens, got shape {input_shape}."
+            )
         if channels % 2:
             raise ValueError(f"Sinusoidal positions need an even number of channels: {channels}.")
         frequency = self.base ** (-np.arange(0, channels, 2) / channels)
@@ -98,13 +103,16 @@ class RelativePositionBias(keras.layers.Layer):
         Logits of shape (1, num_heads, tokens, tokens).
 
     Raises:
-        ValueError: If the number of tokens is not height · width.
+        ValueError: If ``num_heads`` is not positive, or the number of tokens not height · width.
     """
 
     def __init__(self, grid_size: tuple[int, int], num_heads: int, **kwargs):
         super().__init__(**kwargs)
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be a positive integer, got {num_heads}.")
         self.grid_size = tuple(grid_size)
         self.num_heads = num_heads
+        self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, input_shape):
         height, width = self.grid_size

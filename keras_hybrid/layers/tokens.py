@@ -24,12 +24,15 @@ class ImageToPatches(keras.layers.Layer):
         Tensor of shape (batch, patches, patch_size² · channels).
 
     Raises:
-        ValueError: If the image is not a multiple of the patch.
+        ValueError: If ``patch_size`` is not positive, or the image is not a multiple of the patch.
     """
 
     def __init__(self, patch_size: int, **kwargs):
         super().__init__(**kwargs)
+        if patch_size < 1:
+            raise ValueError(f"patch_size must be a positive integer, got {patch_size}.")
         self.patch_size = patch_size
+        self.input_spec = keras.layers.InputSpec(ndim=4)
         self.built = True
 
     def compute_output_shape(self, input_shape):
@@ -75,6 +78,7 @@ class ClassToken(keras.layers.Layer):
         self.initializer = keras.initializers.get(
             initializer or keras.initializers.TruncatedNormal(stddev=0.02)
         )
+        self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, input_shape):
         self.token = self.add_weight(

@@ -96,6 +96,18 @@ def test_members_by_name_have_the_classifier_that_is_asked_for():
     assert model.get_layer("vit_p8s8_predictions").units == CLASSES
 
 
+def test_members_by_name_have_the_activation_that_is_asked_for():
+    model = Ensemble(
+        members=SMALL["ensemble_*"]["members"],
+        input_shape=(16, 16, 3),
+        classes=CLASSES,
+        average="logits",
+        classifier="dense",
+        classifier_activation="softmax",
+    )
+    np.testing.assert_allclose(predict(model, IMAGES).sum(axis=-1), 1, atol=1e-6)
+
+
 def test_images_are_resized_to_a_member_of_another_size():
     members = [cnn(), vit(input_shape=(32, 24, 3))]
     model = Ensemble(members=members, average="similarities", classes=CLASSES)
@@ -134,6 +146,17 @@ def test_members_are_copied_and_may_have_one_name():
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_what_is_frozen_in_a_member_is_frozen_in_its_copy():
+    member = vit()
+    member.get_layer("block0_attention").qkv.trainable = False
+    member.get_layer("norm").trainable = False
+    frozen = {v.path for v in member.weights} - {v.path for v in member.trainable_variables}
+    model = Ensemble(members=[cnn(), member], average="similarities", classes=CLASSES)
+    paths = {v.path for v in model.trainable_variables}
+    assert {v.path for v in model.weights} - paths >= {f"vit_p8s8_{path}" for path in frozen}
+    assert len(frozen) == 3 and "vit_p8s8_block0_attention/projection/kernel" in paths
+
+
 def test_a_member_by_name_brings_the_weights_it_is_told(tmp_path):
     member = vit()
     member.save_weights(tmp_path / "vit.weights.h5")
@@ -168,6 +191,11 @@ class _Subclassed(keras.Model):
         ([vit, vit], {"average": "mean"}, "average must be one of .*'similarities'.*got 'mean'"),
         ([vit, vit], {"average": "logits", "classes": 7}, "classes=7, but member .* has 3"),
         ([vit, vit], {"average": "probabilities"}, "puts out cosines.*average='logits'"),
+        (
+            [lambda: "vit_p8s8", vit],
+            {"average": "logits", "classifier": "dense", "classifier_activation": "softmax"},
+            "classifier_activation must be None where average='logits'.*'vit_p8s8'.*got 'softmax'",
+        ),
         (
             [vit, lambda: vit(include_top=False, pooling="avg")],
             {"average": "logits"},

@@ -44,6 +44,11 @@ def test_buckets_are_those_of_the_authors():
     assert ids.sum() == 921_984
 
 
+def test_buckets_have_a_width():
+    with pytest.raises(ValueError, match="ratio must be positive, got 0"):
+        KeypointRelativeBias((2, 2), 1, ratio=0)
+
+
 def test_each_query_looks_its_own_numbers_up():
     height, width, heads, block = 3, 5, 2, 1
     numbers = RANDOM.normal(size=(2, height * width, 3, heads, 49)).astype("float32")

@@ -98,6 +98,8 @@ def test_each_query_attends_to_its_nearest_keys(size, kernel):
 def test_a_neighbourhood_has_a_centre():
     with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
         NeighborhoodAttention(2, 4)
+    with pytest.raises(ValueError, match="num_heads must be a positive integer, got 0"):
+        NeighborhoodAttention(0)
 
 
 # --- ConViT ---------------------------------------------------------------------------------------

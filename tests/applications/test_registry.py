@@ -367,6 +367,60 @@ def test_a_wrong_argument_is_named(family, argument, value, message):
         small_model(family, **{argument: value})
 
 
+@once
+@pytest.mark.parametrize(
+    ("family", "arguments", "message"),
+    [
+        ("cct_*", {"num_convolutions": 0}, "num_convolutions must be a positive integer, got 0"),
+        ("convit_*", {"depths": (1, 0)}, r"depths must be two numbers.*got \(1, 0\)"),
+        ("convit_*", {"depths": (-1, 2)}, r"depths must be two numbers.*got \(-1, 2\)"),
+        ("convit_*", {"depths": (1, 1, 1)}, r"depths must be two numbers.*got \(1, 1, 1\)"),
+        ("efficientnet_*", {"stages": (("mbconv", 3, 1, 16, 1),)}, "stages .*stride.*16, 1"),
+        ("efficientnet_*", {"stages": (3, 1)}, "stages must have .*kind, kernel size.*got 3"),
+        ("efficientvit_*", {"stages": (("mbconv", 3, 1, 16, 1),)}, "stages .*stride.*16, 1"),
+        ("efficientvit_*", {"patch_size": 0}, "patch_size must be a positive integer, got 0"),
+        ("facerec_small*", {"stem_blocks": (1,)}, r"stem_blocks .*each stage.*\(4, 8\) and \(1,\)"),
+        ("kprpe_*", {"bucket_ratio": 0}, "bucket_ratio must be positive, got 0"),
+        ("mobilefacenet*", {"stages": ((2, 8, 2),)}, r"stages must have \(expansion.*\(2, 8, 2\)"),
+        ("mobilefacenet*", {"stem_groups": 3}, "stem_groups must divide stem_channels=8, got 3"),
+        ("mobilefacenet*", {"stem_groups": 0}, "stem_groups must divide stem_channels=8, got 0"),
+        ("mobilenet_v2*", {"stages": ((2, 8, 2),)}, r"stages must have \(expansion.*\(2, 8, 2\)"),
+        ("nat_*", {"num_heads": (0, 1)}, "num_heads must be a positive integer, got 0"),
+        ("vit_*", {"patch_size": 0}, "patch_size must be a positive integer, got 0"),
+        ("vit_p*", {"patch_size": 64}, "patch_size must be at most .*padding=4.*got 64 for 16x16"),
+        ("vit_p*", {"patch_stride": 0}, "patch_stride must be a positive integer, got 0"),
+    ],
+    ids=str,
+)
+def test_numbers_that_make_no_network_are_refused(family, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_model(family, **arguments)
+
+
+@once
+def test_squeeze_and_excitation_of_coatnet_may_be_left_out():
+    def widths(se_ratio):
+        model = small_model("coatnet_*", se_ratio=se_ratio)
+        return [x.filters for x in model.layers if x.name.endswith("_se_reduce")]
+
+    assert widths(0) == [] and widths(0.01) == [1] and widths(0.5) == [4]
+
+
+@once
+def test_the_stem_of_mobilefacenet_is_depthwise_unless_told():
+    model = small_model("mobilefacenet*", stem_channels=6, stem_groups=None)
+    assert isinstance(model.get_layer("stem1_conv"), keras.layers.DepthwiseConv2D)
+
+
+@once
+@every_family
+def test_integers_may_be_numpy_s(family):
+    shape = tuple(np.array([16, 16, 3]))
+    model = small_model(family, input_shape=shape, classes=np.int64(4))
+    assert model.input_shape == (None, 16, 16, 3) and model.output_shape == (None, 4)
+    assert keras.models.model_from_json(model.to_json()).output_shape == (None, 4)
+
+
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_every_builder_has_the_signature_that_everybody_knows(builder):
     parameters = list(inspect.signature(getattr(kh.applications, builder)).parameters.values())
@@ -659,6 +713,21 @@ def test_a_json_configuration_gives_the_same_architecture(family):
     assert type(copy) is type(model)
     assert copy.to_json() == model.to_json()
     assert [v.shape for v in copy.variables] == [v.shape for v in model.variables]
+
+
+@any_backend
+@pytest.mark.parametrize("family", ["cvt_[12]*", "facerec*", "resnet50_fct*", "san*"])
+def test_a_model_stays_channels_last_whatever_keras_is_set_to(family, tmp_path):
+    model = small_model(family, include_preprocessing=False)
+    model.save(tmp_path / "model.keras")
+    expected = predict(model, IMAGES / 255)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        for each in (loaded, model):
+            assert relative_error(predict(each, IMAGES / 255), expected) <= 1e-6
+    finally:
+        keras.config.set_image_data_format("channels_last")
 
 
 def unlike_a_new_one(family: str) -> keras.Model:

@@ -48,6 +48,7 @@ def test_it_is_saved_with_the_model(tmp_path):
     assert kept and all(kept)
 
 
-def test_a_model_without_attention_maps_is_refused():
-    with pytest.raises(ValueError, match="remat=True: 'mobilefacenet' has no attention"):
-        kh.create_model("mobilefacenet", remat=True, **SMALL[family_of("mobilefacenet")])
+@pytest.mark.parametrize("name", ["mobilefacenet", "nat_mini_32", "botnet50_cifar"])
+def test_a_model_without_attention_that_supports_it_is_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}' has no attention layer that supports remat"):
+        kh.create_model(name, remat=True, **SMALL[family_of(name)])

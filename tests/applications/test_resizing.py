@@ -117,6 +117,18 @@ def test_what_belongs_to_another_architecture_is_named():
         kh.transfer_weights(small_model("cvt_*"), small_model("vit_lite_*", classes=5))
 
 
+def test_positions_on_a_grid_that_nothing_tells_are_copied_or_named():
+    def model(tokens):
+        inputs = keras.Input((tokens, 4))
+        return keras.Model(inputs, kh.layers.LearnedPositionEmbedding(name="pos")(inputs))
+
+    source, target = randomized(model(9)), model(9)
+    kh.transfer_weights(source, target)
+    np.testing.assert_array_equal(target.get_weights()[0], source.get_weights()[0])
+    with pytest.raises(ValueError, match=r"cannot be interpolated.*: pos\."):
+        kh.transfer_weights(source, model(16))
+
+
 def spots(size: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Return smooth spots in one of four corners of an image, and which it is."""
     random = np.random.default_rng(0)

@@ -125,6 +125,42 @@ def test_mixed_precision_computes_in_half_and_keeps_weights_whole(name, policy):
     assert {v.dtype for v in layer.trainable_variables} <= {"float32"}
 
 
+@every_layer
+def test_maps_are_channels_last_whatever_keras_is_set_to(name):
+    make, shape = LAYERS[name]
+    x = RANDOM.normal(size=shape).astype("float32")
+    layer = randomised(make(), shape)
+    expected = numpy(layer(x))
+    keras.config.set_image_data_format("channels_first")
+    try:
+        copy = type(layer).from_config(layer.get_config())
+        copy.build(shape)
+        copy.set_weights(layer.get_weights())
+        for each in (layer, copy):
+            np.testing.assert_array_equal(numpy(each(x)), expected)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MultiHeadSelfAttention",
+        "ConvolutionalAttention",
+        "ConvolutionalProjection",
+        "ConvolutionalProjectionAttention",
+        "SequencePooling",
+        "SinusoidalPositionEmbedding",
+        "RelativePositionBias",
+        "ClassToken",
+    ],
+)
+def test_a_map_is_not_taken_for_tokens(name):
+    make, _ = LAYERS[name]
+    with pytest.raises(ValueError, match="expected ndim=3, found ndim=4"):
+        make()(X.reshape(BATCH, *GRID, WIDTH))
+
+
 # --- attention ------------------------------------------------------------------------------------
 
 
@@ -486,6 +522,11 @@ def test_sinusoidal_positions_need_an_even_width():
         layers.SinusoidalPositionEmbedding()(X[..., :7])
 
 
+def test_sinusoidal_positions_need_a_fixed_number_of_tokens():
+    with pytest.raises(ValueError, match=r"fixed number of tokens.*\(None, None, 8\)"):
+        layers.SinusoidalPositionEmbedding()(keras.Input((None, WIDTH)))
+
+
 def test_learned_positions_add_one_vector_to_each_token():
     layer = randomised(layers.LearnedPositionEmbedding(), X.shape)
     (table,) = layer.get_weights()
@@ -525,6 +566,8 @@ def test_relative_offsets_are_query_minus_key(offset):
 def test_relative_positions_need_the_tokens_of_their_grid():
     with pytest.raises(ValueError, match=r"grid_size=\(2, 2\) has 4 cells.*6 tokens"):
         layers.RelativePositionBias((2, 2), 1)(X)
+    with pytest.raises(ValueError, match="num_heads must be a positive integer, got 0"):
+        layers.RelativePositionBias((2, 2), 0)
 
 
 # --- tokens and pooling ---------------------------------------------------------------------------
@@ -545,6 +588,10 @@ def test_patches_are_cut_row_by_row_and_flattened_by_row_column_channel():
 def test_patches_must_tile_the_image(shape):
     with pytest.raises(ValueError, match=r"patch_size=2.*multiples"):
         layers.ImageToPatches(2)(keras.Input(shape))
+    with pytest.raises(ValueError, match="patch_size must be a positive integer, got 0"):
+        layers.ImageToPatches(0)
+    with pytest.raises(ValueError, match="expected ndim=4, found ndim=3"):
+        layers.ImageToPatches(2)(X)
 
 
 def test_class_token_comes_first_and_is_the_same_for_every_image():
@@ -626,15 +673,16 @@ def test_drop_path_needs_a_rate_below_one(rate):
         layers.DropPath(rate)
 
 
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize(
     ("pool_size", "strides", "padding"),
     [(3, 2, "same"), (3, 2, "valid"), (2, 2, "same"), (4, 3, "same")],
 )
-def test_max_pooling_is_keras_s_with_its_gradient(pool_size, strides, padding):
+def test_max_pooling_is_keras_s_with_its_gradient(pool_size, strides, padding, data_format):
     x = RANDOM.normal(size=(BATCH, 7, 6, WIDTH)).astype("float32") - 3.0  # a border of 0 would win
     found = []
     for make in (layers.MaxPooling2D, keras.layers.MaxPooling2D):
-        layer = make(pool_size, strides=strides, padding=padding)
+        layer = make(pool_size, strides=strides, padding=padding, data_format=data_format)
         found.append((numpy(layer(x)), *value_and_gradient(lambda x, pool=layer: pool(x) ** 2, x)))
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
