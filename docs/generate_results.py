@@ -21,9 +21,9 @@ command, the commit and the seed of each run; a test holds this page to them. Fi
 beside the figures measured here for orientation and not as their peer. Where there is more than one
 seed, a figure is the mean ± the standard deviation over seeds. One seed resolves no gap under two
 points. Minutes are the clock's: on a shared core they hold the waiting for other work, too.
-Recipes are in `training/recipes`; a row that is missing has not been run yet. Runs on an AMD EPYC are
-from before each layer drew initial weights of its own ([CHANGELOG](../CHANGELOG.md)), those on an
-Intel Xeon from after.
+Recipes are in `training/recipes`; a row that is missing has not been run yet. Runs on an AMD EPYC
+are from before each layer drew initial weights of its own ([CHANGELOG](../CHANGELOG.md)), those on
+an Intel Xeon from after.
 """
 
 # What makes runs with different seeds one line of the table.
