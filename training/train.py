@@ -288,12 +288,9 @@ def check(recipe: Recipe) -> None:
 
 def _check_model_arguments(recipe: Recipe) -> None:
     """Raise ValueError for a model that is not registered, and for arguments that it has not."""
-    import keras_hybrid as kh
-    from keras_hybrid.applications import registry
+    from keras_hybrid.applications.registry import model_signature
 
-    kh.model_info(recipe.model)  # suggests the nearest names
-    builder = inspect.getclosurevars(registry._BUILDERS[recipe.model]).nonlocals["builder"]
-    parameters = inspect.signature(builder).parameters
+    parameters = model_signature(recipe.model).parameters
     # A builder that hands keywords on has not all of them in its signature: `build_model` will say.
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

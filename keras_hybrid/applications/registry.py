@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -89,6 +91,7 @@ def register_model(builder: Callable[..., keras.Model], info: ModelInfo, **defau
     if info.name in _INFOS:
         raise ValueError(f"A model named {info.name!r} is already registered.")
 
+    @functools.wraps(builder)  # and with its signature
     def build(**kwargs) -> keras.Model:
         arguments = {"name": info.name, **defaults, **kwargs}
         if kwargs.get("input_shape") is None:
@@ -114,6 +117,19 @@ def list_models(pattern: str = "*") -> list[str]:
     """
     _load_families()
     return sorted(fnmatch.filter(_INFOS, pattern))
+
+
+def model_signature(name: str) -> inspect.Signature:
+    """Return the signature of a registered model's builder: what ``create_model`` hands on.
+
+    Args:
+        name: A name from ``list_models()``.
+
+    Raises:
+        ValueError: If no model has that name; the message suggests the nearest ones.
+    """
+    _check(name)
+    return inspect.signature(_BUILDERS[name])
 
 
 def create_model(name: str, /, *, remat: bool = False, **kwargs: Any) -> keras.Model:

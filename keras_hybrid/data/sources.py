@@ -43,7 +43,7 @@ from keras_hybrid.data.landmarks import LANDMARK_COLUMNS, parse_landmarks, read_
 __all__ = ["CSVSource", "FolderSource", "ImageSource", "Subset", "ZipSource", "split_source"]
 
 _LOGGER = logging.getLogger(__name__)
-_NUMBER_COLUMN = "label_number"  # of `write_crops`: the numbering of the photographs' source
+_NUMBER_COLUMN = "label_number"  # of `write_crops`: the number of the label's folder
 
 
 class ImageSource(ABC):
