@@ -1,6 +1,8 @@
 """Published checkpoints do in our models what they did in their authors'."""
 
+import dataclasses
 import importlib.util
+import itertools
 import pathlib
 
 import keras
@@ -18,9 +20,10 @@ DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
     keras.backend.backend() != "torch", reason="minutes, and PyTorch reads the file: one backend"
 )
 def test_a_published_mobilefacenet_verifies_faces_as_well_as_in_pytorch():
-    """LFW View 2, aligned, one crop, 10 folds: 99.23 %, its PyTorch original by this protocol.
+    """LFW View 2, aligned, one crop: 99.23 %, its PyTorch original by this protocol.
 
-    The data's notes give 99.18 ± 0.46 % for it, three pairs of 6,000 less.
+    The data's notes give 99.18 ± 0.46 % for it, three pairs of 6,000 less. Here two of the ten
+    folds are tested; ``benchmarks/published_checkpoints.py`` measures all, on each backend.
     """
     checkpoint, lfw = DATA / "pretrained" / "mobilefacenet_relu6.pth", DATA / "lfw_112.zip"
     for path in (checkpoint, lfw):
@@ -29,9 +32,19 @@ def test_a_published_mobilefacenet_verifies_faces_as_well_as_in_pytorch():
     model = kh.create_model("mobilefacenet_relu6", include_top=False, pooling="native")
     kh.convert.load_torch_weights(model, checkpoint)
     pairs = kh.data.read_lfw_pairs(lfw / "pairs.txt", images=lfw)
-    result = kh.evaluation.evaluate_pairs(model, pairs)
-    assert len(pairs) == 6000
-    assert result.accuracy == pytest.approx(0.9923, abs=3e-4)
+    some = pairs.fold < 2
+    result = kh.evaluation.evaluate_pairs(
+        model,
+        dataclasses.replace(
+            pairs,
+            left=tuple(itertools.compress(pairs.left, some)),
+            right=tuple(itertools.compress(pairs.right, some)),
+            same=pairs.same[some],
+            fold=pairs.fold[some],
+        ),
+    )
+    assert (len(pairs), some.sum()) == (6000, 1200)
+    assert result.accuracy == pytest.approx(0.9923, abs=6e-3)
 
 
 def lite0_checkpoint() -> pathlib.Path:
