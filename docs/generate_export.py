@@ -43,6 +43,11 @@ The converter does that itself, but behind MobileFaceNet's global convolution it
 into the columns of the embedding's weights, which then do not fit into eight bits: without the
 folding the published MobileFaceNet below had cosines from 0.967 (dynamic) and 0.942 (int8) on.
 
+Of the two kinds in int8, `int8` is for accelerators without floating point and `int8_cpu` for
+processors. LiteRT multiplies two activations in int8 by a slow reference kernel; `int8_cpu` leaves
+attention's products in float32, with softmax and the statistics of layer normalisation. Files have
+the same size, and convolutional networks nearly the same operators.
+
 `kh.export.read_metadata(path)` reads what travels in each file, as JSON: the model's name, the
 signature's, name, shape, type, layout, colour order and value range of the input, the normalisation
 that follows inside, what the outputs are, and the names of the classes where they were given. In a
