@@ -207,8 +207,9 @@ TABLES = {
         reduced={**_CPU, "epochs": 5, "warmup_epochs": 0.5},
         remarks="""After 5 epochs ATC-13 is above CvT-13 in each of three seeds, by 2.1, 1.9 and 1.4
         points, with as many blocks and slightly fewer parameters: the order of the report. (Seed 2
-        is from after the change of initial weights, in both rows.) Depth does not pay yet: ATC-3 is at 20.2 after as many epochs of the same images
-        (`atc_ablation`). Nothing here says what longer training would leave of these gaps.""",
+        is from after the change of initial weights, in both rows.) Depth does not pay yet: ATC-3 is
+        at 20.2 after as many epochs of the same images (`atc_ablation`). Nothing here says what
+        longer training would leave of these gaps.""",
     ),
     "atc_ablation": Table(
         "Attend to Convolution, Table 6; its CvT row is probably deeper",
