@@ -5,7 +5,7 @@ and so on for the other rows, or ``python training/run_table.py atc`` for all.
 Hardware: the report names none. On a CPU: a smaller image set with ``--data`` and ``--epochs``.
 Expected: 71.44 % for ATC-3, 73.93 % for CvT-13, 80.32 % for ATC-15 by the report.
 Measured: not on CIFAR-100. On 100 classes of Tiny-ImageNet at 32×32, 5 epochs: ATC-13
-20.6 ± 0.3 %, CvT-13 18.7 ± 0.1 % (two seeds, ``benchmarks/results/atc.csv``), and the ablation
+20.5 ± 0.3 %, CvT-13 18.7 ± 0.1 % (three seeds, ``benchmarks/results/atc.csv``), and the ablation
 (``benchmarks/results/atc_ablation.csv``).
 
 The report gives no hyperparameters, so that all of these are ours: AdamW, warm-up and cosine, crops
