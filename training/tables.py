@@ -326,8 +326,8 @@ TABLES = {
         remarks="""After 5 epochs ATC-3 is at 11 % with this recipe, at 20 % with the plain one
         (`atc_ablation`, same images, same seed): MixUp, CutMix and RandAugment are made for 300
         epochs and slow the first ones down. In 390 updates on a tenth of CIFAR-10 Muon, warm-up and
-        cosine take ResNet-FCT to 45.0 % and patchwise SAN to 41.1 %, where the papers' recipes reach
-        24.5 and 21.4 on the same images (`resnet_fct`, `san`); one seed each. The minutes of
+        cosine take ResNet-FCT to 45.0 % and patchwise SAN to 41.1 %, where the papers' recipes
+        reach 24.5 and 21.4 on the same images (`resnet_fct`, `san`); one seed each. The minutes of
         ResNet-FCT hold long pauses.""",
     ),
 }
