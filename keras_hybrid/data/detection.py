@@ -20,7 +20,13 @@ from types import ModuleType
 import numpy as np
 
 from keras_hybrid.data.alignment import align_face, face_template, similarity_transform
-from keras_hybrid.data.files import CROPS_TABLE, UnreadableImageError, encode_image, some
+from keras_hybrid.data.files import (
+    CROPS_TABLE,
+    UnreadableImageError,
+    empty_folder,
+    encode_image,
+    some,
+)
 from keras_hybrid.data.landmarks import LANDMARK_COLUMNS
 from keras_hybrid.data.sources import ImageSource
 
@@ -196,11 +202,7 @@ def write_crops(
     template = face_template(image_size)
     if not len(source):
         raise ValueError(f"`source`={source!r} has no photograph.")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    present = sorted(path.name for path in folder.iterdir())
-    if present:
-        raise ValueError(f"`folder`: {folder} must be new or empty; it holds {some(present)}.")
+    folder = empty_folder(folder)
 
     paths = source.paths
     taken_folders = {CROPS_TABLE}

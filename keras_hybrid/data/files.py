@@ -17,8 +17,6 @@ import numpy as np
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 )
-
-
 CROPS_TABLE = "index.csv"  # what `write_crops` puts beside the identities' folders
 
 
@@ -362,6 +360,16 @@ def archive_of(path: Path) -> Path:
             if parent.is_file():
                 return parent
     return path.parent
+
+
+def empty_folder(folder: str | os.PathLike) -> Path:
+    """Make a folder to write to; one that holds something is refused."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    present = sorted(path.name for path in folder.iterdir())
+    if present:
+        raise ValueError(f"`folder`: {folder} must be new or empty; it holds {some(present)}.")
+    return folder
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 from keras_hybrid.data.files import (
     UnreadableImageError,
     decode_image,
+    empty_folder,
     encode_image,
     resize_image,
     save_arrays,
@@ -192,11 +193,7 @@ def write_shards(
             limits = f"in [1, {highest}]" if highest else "of at least 1"
             raise ValueError(f"`{name}` must be an integer {limits}, got {value!r}.")
     size = None if image_size is None else size_pair(image_size)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    present = sorted(path.name for path in folder.iterdir())
-    if present:
-        raise ValueError(f"`folder`: {folder} must be new or empty; it holds {some(present)}.")
+    folder = empty_folder(folder)
 
     paths = list(source.paths)
     written, kept, zoom = [], [], []

@@ -109,6 +109,11 @@ def images_between(low, high, dtype="float32"):
     return np.linspace(low, high, 2 * np.prod(IMAGE_SHAPE)).reshape(2, *IMAGE_SHAPE).astype(dtype)
 
 
+def calibrate(model, folder, images, input_range):
+    options = {"representative_data": images, "input_range": input_range}
+    export.to_litert(model, folder / "out.tflite", quantization="int8", **options)
+
+
 @pytest.mark.parametrize(
     ("images", "input_range", "message"),
     [
@@ -125,13 +130,7 @@ def test_representative_images_of_another_range_are_refused(
     images, input_range, message, model, tmp_path
 ):
     with pytest.raises(ValueError, match=f"representative_data must (have )?{message}"):
-        export.to_litert(
-            model,
-            tmp_path / "out.tflite",
-            quantization="int8",
-            representative_data=images,
-            input_range=input_range,
-        )
+        calibrate(model, tmp_path, images, input_range)
     assert not list(tmp_path.iterdir())
 
 
@@ -156,13 +155,7 @@ def test_representative_images_may_fill_the_range_as_photographs_do(
 
     monkeypatch.setattr(export.formats, "run_conversion", convert)
     with pytest.raises(StopHereError) as caught:
-        export.to_litert(
-            model,
-            tmp_path / "out.tflite",
-            quantization="int8",
-            representative_data=images,
-            input_range=input_range,
-        )
+        calibrate(model, tmp_path, images, input_range)
     assert caught.value.args == (list(input_range),)
 
 
