@@ -68,6 +68,11 @@ class Recipe:
         model: A name of ``keras_hybrid.list_models()``.
         model_arguments: Further keywords of its builder. KP-RPE with ``landmarks="given"`` takes
             the landmarks of the data.
+        initial_weights: A .keras file of another run, or of ``keras-hybrid convert``, that training
+            begins with: every layer whose name and shapes agree, at any image size
+            (``keras_hybrid.transfer_weights``). With another number of classes the classifier
+            begins anew, as do all layers that the file lacks; they are named. ``None``: from
+            scratch.
         data: Training images: a folder, .zip, .csv, .npz, .rec, ``tfds:NAME`` or
             ``synthetic:IDENTITIESxIMAGES`` (``keras_hybrid.data.open_source``).
         images: For a .csv: the folder or .zip its files are relative to.
@@ -145,6 +150,7 @@ class Recipe:
     model: str
     data: str
     model_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    initial_weights: str | None = None
     images: str | None = None
     train_split: str | None = None
     test_split: str | None = None

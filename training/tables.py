@@ -103,6 +103,14 @@ def _ablation_row(embedding: bool, projection: bool, feed_forward: bool) -> Row:
     return Row("atc_cifar100", {"model": "atc_3", "model_arguments": arguments})
 
 
+def _enlarged_row(reduced: Mapping[str, Any], **arguments: Any) -> Row:
+    """ImageNet's stem at 128×128: maps of the size that the others have at 32×32."""
+    changes = {"model_arguments": {"stem": "imagenet", **arguments}}
+    size = {"image_size": 128, "augmentation": {"crop_padding": 16}}
+    half = {"image_size": 64, "augmentation": {"crop_padding": 8}}
+    return Row("resnet_fct_cifar10", {**changes, **size}, {**half, **reduced})
+
+
 TABLES = {
     "facerec_306": Table(
         "FaceRec, Figure 6: the paper's two attempts with its own recipe, and the other rows as an "
@@ -231,15 +239,11 @@ TABLES = {
         "ResNet-50 with fully convolutional transformers, Table 1",
         {
             **_models("resnet_fct_cifar10", "resnet50_cifar", "resnet50_fct_ln", "resnet50_fct"),
-            # At 128×128 ImageNet's stem gives maps of the size that the others have at 32×32.
-            "resnet50_fct_pretrained": Row(
-                "resnet_fct_cifar10",
-                {
-                    "model_arguments": {"weights": "imagenet", "stem": "imagenet"},
-                    "image_size": 128,
-                    "augmentation": {"crop_padding": 16},
-                },
-                {"image_size": 64, "augmentation": {"crop_padding": 8}},
+            "resnet50_fct_enlarged": _enlarged_row({}),
+            # Reduced, the weights are those of a ResNet-50 at hand: --initial-weights FILE.
+            "resnet50_fct_pretrained": _enlarged_row(
+                {"model_arguments": {"weights": None}, "initial_weights": "resnet50.keras"},
+                weights="imagenet",
             ),
         },
         published={

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_hybrid.applications.base import hands_on_to
 from keras_hybrid.applications.coatnet import CoAtNet
 from keras_hybrid.applications.registry import ModelInfo, register_model
 
@@ -64,6 +65,7 @@ VARIANTS = {
 }
 
 
+@hands_on_to(CoAtNet, stages=STAGES)
 def Astroformer(
     include_top: bool = True,
     weights: str | None = None,

@@ -1,5 +1,6 @@
 """What every family's builder shares: its input, its head, its weights and its embedding model."""
 
+import inspect
 import operator
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,32 @@ CASIA_CLASSES = 10_572
 
 POOLINGS = (None, "avg", "max", "native")
 CLASSIFIERS = ("cosine", "dense")
+
+
+def hands_on_to(general: Callable, **defaults) -> Callable[[Callable], Callable]:
+    """Let a builder with ``**keywords`` say, as its signature, what ``general`` takes of them.
+
+    Args:
+        general: The builder that is given the keywords.
+        **defaults: Of these, where they are not ``general``'s own.
+    """
+
+    def decorate(builder: Callable) -> Callable:
+        signature = inspect.signature(builder)
+        own = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        keywords = [
+            parameter.replace(default=defaults.get(parameter.name, parameter.default))
+            for parameter in inspect.signature(general).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        ]
+        builder.__signature__ = signature.replace(parameters=[*own, *keywords])
+        return builder
+
+    return decorate
 
 
 def image_shape(

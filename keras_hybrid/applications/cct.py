@@ -17,6 +17,7 @@ from keras_hybrid.applications.base import (
     add_branch,
     build_model,
     check_patches,
+    hands_on_to,
     image_input,
     image_shape,
     linear_drop_path,
@@ -356,6 +357,7 @@ def ViTLite(
     )
 
 
+@hands_on_to(ViTLite, class_token=False)
 def CVT(
     include_top: bool = True,
     weights: str | None = None,

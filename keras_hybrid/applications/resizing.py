@@ -15,7 +15,7 @@ __all__ = ["transfer_weights"]
 
 def transfer_weights(
     source: keras.Model | str | os.PathLike, target: keras.Model, skip_mismatch: bool = False
-) -> None:
+) -> list[str]:
     """Copy weights, layer by layer, to a model of the same architecture and another input size.
 
     What was learnt for each place is interpolated, bicubically and with antialiasing where it
@@ -34,6 +34,9 @@ def transfer_weights(
         target: A built model; its weights are overwritten.
         skip_mismatch: Whether layers that cannot be transferred keep their weights, with a
             warning, as in `keras.Model.load_weights`.
+
+    Returns:
+        Names of the layers that keep their weights; none without ``skip_mismatch``.
 
     Raises:
         ValueError: If the weights of a layer depend on the input size in another way (a flattened
@@ -63,6 +66,7 @@ def transfer_weights(
         warnings.warn(f"{message} They are left as they are.", stacklevel=2)
     for layer, values in transferred:
         layer.set_weights(values)
+    return mismatches
 
 
 def _values(source, origin, target, layer) -> list[np.ndarray] | None:

@@ -12,6 +12,7 @@ import keras
 from keras_hybrid.applications.base import (
     build_model,
     check_patches,
+    hands_on_to,
     image_input,
     linear_drop_path,
     transformer_block,
@@ -41,6 +42,10 @@ VARIANTS = {
     "vit_s16": ViTVariant(384, 6, 22_050_664, 4_598_882_304),
     "vit_b16": ViTVariant(768, 12, 86_567_656, 17_563_828_224),
 }
+
+
+def _architecture(variant: str) -> dict:
+    return {"dim": VARIANTS[variant].dim, "num_heads": VARIANTS[variant].num_heads}
 
 
 def ViT(
@@ -149,6 +154,7 @@ def ViT(
     )
 
 
+@hands_on_to(ViT, **_architecture("vit_ti16"))
 def ViTTi16(
     include_top: bool = True,
     weights: str | None = None,
@@ -176,6 +182,7 @@ def ViTTi16(
     )
 
 
+@hands_on_to(ViT, **_architecture("vit_s16"))
 def ViTS16(
     include_top: bool = True,
     weights: str | None = None,
@@ -203,6 +210,7 @@ def ViTS16(
     )
 
 
+@hands_on_to(ViT, **_architecture("vit_b16"))
 def ViTB16(
     include_top: bool = True,
     weights: str | None = None,
@@ -228,10 +236,6 @@ def ViTB16(
         name,
         **{**_architecture("vit_b16"), **architecture},
     )
-
-
-def _architecture(variant: str) -> dict:
-    return {"dim": VARIANTS[variant].dim, "num_heads": VARIANTS[variant].num_heads}
 
 
 for _name, _builder in (("vit_ti16", ViTTi16), ("vit_s16", ViTS16), ("vit_b16", ViTB16)):

@@ -437,9 +437,31 @@ def test_every_builder_has_the_signature_that_everybody_knows(builder):
     ]
     assert common[5].name == "classes" and isinstance(common[5].default, int)
     assert common[8].name == "name" and isinstance(common[8].default, str)
-    kinds = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
-    assert {p.kind for p in architecture} <= kinds
-    assert all(p.default is not inspect.Parameter.empty for p in architecture if p.kind.value == 3)
+    assert {p.kind for p in architecture} == {inspect.Parameter.KEYWORD_ONLY}
+    assert all(p.default is not inspect.Parameter.empty for p in architecture)
+
+
+@pytest.mark.parametrize(
+    ("builder", "general", "fixed"),
+    [
+        ("ViTS16", "ViT", {"dim": 384, "num_heads": 6}),
+        ("CVT", "ViTLite", {"class_token": False}),
+        ("Astroformer", "CoAtNet", {"stages": ("convolution",) * 3 + ("attention",)}),
+    ],
+)
+def test_a_builder_that_hands_keywords_on_has_their_names_and_its_own_defaults(
+    builder, general, fixed
+):
+    found, expected = (
+        inspect.signature(getattr(kh.applications, name)).parameters for name in (builder, general)
+    )
+    assert list(found) == list(expected)
+    changed = {
+        name: p.default
+        for name, p in found.items()
+        if p.kind is p.KEYWORD_ONLY and p.default != expected[name].default
+    }
+    assert changed == fixed
 
 
 # --- normalisation --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 
 from keras_hybrid.applications import registry
 from tests import cases
-from tests.training.test_train import small_arguments
+from tests.training.test_model import small_arguments
 from training import report, run_table, train
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names
 from training.run_table import row_recipe
@@ -77,8 +77,7 @@ def test_every_row_names_a_model_and_arguments_that_it_has(table, name):
     recipe = row_recipe(TABLES[table], name, options("--epochs", "7"), seed=3)
     assert (recipe.epochs, recipe.seed) == (7, 3)
     accepted = registry.model_signature(recipe.model).parameters
-    passes_on = any(p.kind is p.VAR_KEYWORD for p in accepted.values())  # ViT's sizes do
-    assert passes_on or set(recipe.model_arguments) <= set(accepted)
+    assert set(recipe.model_arguments) <= set(accepted)
 
 
 def commands_of_docs() -> list[list[str]]:
@@ -126,9 +125,10 @@ def test_a_reduced_row_compares_something_in_less_time(table, name):
 
 
 @once
+@pytest.mark.parametrize("name", ["resnet50_fct_enlarged", "resnet50_fct_pretrained"])
 @pytest.mark.parametrize(("arguments", "side"), [([], 32), (["--reduced"], 16)])
-def test_pretrained_weights_stand_in_a_trunk_that_gives_the_maps_of_the_other_rows(
-    arguments, side, monkeypatch
+def test_enlarged_images_give_the_maps_of_the_other_rows_with_weights_and_without(
+    name, arguments, side, monkeypatch
 ):
     import keras_hybrid as kh
     from keras_hybrid.applications.imagenet import ImageNetWeights
@@ -137,11 +137,14 @@ def test_pretrained_weights_stand_in_a_trunk_that_gives_the_maps_of_the_other_ro
     monkeypatch.setattr(ImageNetWeights, "load", lambda self, model: loaded.append(self.network))
     given = options(*arguments)
     assert row_recipe(TABLES["resnet_fct"], "resnet50_fct", given, seed=0).image_size == side
-    recipe = row_recipe(TABLES["resnet_fct"], "resnet50_fct_pretrained", given, seed=0)
+    recipe = row_recipe(TABLES["resnet_fct"], name, given, seed=0)
     assert recipe.augmentation == {"crop_padding": recipe.image_size // 8, "flip_vertical": True}
     shape = (recipe.image_size, recipe.image_size, 3)
     model = kh.create_model(recipe.model, input_shape=shape, **recipe.model_arguments)
-    assert loaded == ["ResNet50"]
+    # Full length takes ImageNet's, the reduced size those of a network that is at hand.
+    is_pretrained = name.endswith("pretrained")
+    assert loaded == (["ResNet50"] if is_pretrained and not arguments else [])
+    assert (recipe.initial_weights is not None) == (is_pretrained and bool(arguments))
     # A CIFAR stem keeps the images' size; the modules halve what the first three stages give.
     sizes = [model.get_layer(f"fct{i}").output.shape[1] for i in range(3)]
     assert sizes == [side // 2, side // 4, side // 8]

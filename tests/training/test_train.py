@@ -25,6 +25,7 @@ from tests import cases
 from tests.data.test_recordio import insightface, picture, write
 from training import checkpoint, report, train
 from training.checkpoint import verified_stages
+from training.model import build_model
 from training.recipe import Recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -87,7 +88,7 @@ def train_until(recipe, out, monkeypatch, stop_at=None):
     images, test = train.load_data(recipe)
     keras.utils.set_random_seed(recipe.seed)
     classes = len(set(images.labels.tolist()))
-    model = train.build_model(recipe, classes, len(images.labels) // recipe.batch_size)
+    model = build_model(recipe, classes, len(images.labels) // recipe.batch_size)
     monkeypatch.setattr(train, "_tensorboard", lambda folder: [])  # it imports TensorFlow
     fit = type(model).fit
     if stop_at is not None:
@@ -222,6 +223,7 @@ def test_an_augmentation_that_does_not_exist_is_named_before_anything_is_read(tm
             {"model": "facerec_small", "model_arguments": {"depht": 6}},
             "model_arguments has depht; facerec_small takes .*depth",
         ),
+        ({"model_arguments": {"depht": 6}}, "model_arguments has depht; vit_ti16 takes .*depth"),
         ({"model": "facerec_smal"}, "No model is named 'facerec_smal'. Did you mean facerec_small"),
         ({"augmentation": {"shift": "much"}}, "{'shift': 'much'} does not fit augment='faces'"),
         (
@@ -233,14 +235,6 @@ def test_an_augmentation_that_does_not_exist_is_named_before_anything_is_read(tm
 def test_arguments_that_do_not_exist_are_named_before_anything_is_read(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train.run(dataclasses.replace(TINY, data="nowhere/", **changes), tmp_path, verbose=0)
-
-
-@pytest.mark.any_backend
-@pytest.mark.parametrize("arguments", [{"depht": 6}, {"depth": "six"}])
-def test_arguments_that_only_the_model_can_judge_are_named_when_it_is_built(arguments):
-    """ViT-Ti/16's builder hands its keywords on; a value of a wrong type fails in any builder."""
-    with pytest.raises(ValueError, match=r"model_arguments=\{'dep.* do not fit vit_ti16: "):
-        train.build_model(dataclasses.replace(TINY, model_arguments=arguments), 4, 4)
 
 
 @pytest.mark.any_backend
@@ -277,88 +271,6 @@ def test_nan_stops_with_step_rate_and_advice(tmp_path, monkeypatch):
         train_until(recipe, tmp_path, monkeypatch)
 
 
-# The names of all trainable variables that are no kernels and no centres of classes.
-SPARED = {
-    *("bias", "beta", "gamma", "scale", "alpha"),  # alpha: a PReLU's slopes
-    *("token", "embedding", "gate", "table", "height_table", "width_table"),
-}
-
-
-def small_arguments(name):
-    """The smallest form of a model."""
-    small = dict(cases.SMALL[cases.family_of(name)])
-    if name.startswith("san_proposed"):
-        small["widths"] = (small["stem_channels"],) * 2  # it has no transitions
-    if name == "conformer_ti_32":
-        small["patch_size"] = 4
-    return small
-
-
-@pytest.mark.any_backend
-@pytest.mark.parametrize("name", kh.list_models())
-def test_of_every_model_kernels_and_centres_decay_and_muon_takes_kernels_alone(name):
-    with cases.without_weights():
-        model = kh.create_model(name, classes=3, classifier="cosine", **small_arguments(name))
-    spared = {id(v) for v in train.without_weight_decay(model)}
-    muon = train.build_optimizer(dataclasses.replace(TINY, optimizer="muon"), 4)
-    for v in model.trainable_variables:
-        assert v.name in SPARED | {"kernel", "centers"}, v.path  # a new name needs a decision
-        assert (id(v) in spared) == (v.name in SPARED), v.path
-        assert muon._should_use_adamw(v) or v.name == "kernel", v.path
-
-
-@pytest.mark.any_backend
-def test_weight_decay_spares_vectors_and_positions():
-    model = train.build_model(TINY, 4, 4)
-    spared = {v.path for v in train.without_weight_decay(model)}
-    for v in model.trainable_variables:
-        if v.path.endswith(("bias", "gamma", "beta")) or "position_embedding" in v.path:
-            assert v.path in spared
-    decayed = {v.path for v in model.trainable_variables} - spared
-    assert any(path.endswith("predictions/centers") for path in decayed)
-    assert any("patch_embedding/kernel" in path for path in decayed)
-    assert any(path.endswith("block0_attention/qkv/kernel") for path in decayed)
-    assert decayed == {
-        v.path for v in model.trainable_variables if model.optimizer._use_weight_decay(v)
-    }
-
-
-@pytest.mark.any_backend
-def test_muon_takes_matrices_and_convolutions_and_adamw_the_rest():
-    block = r"block\d+_(attention/(qkv|projection)|mlp_dense[12])"
-    attention = r"block\d+_convolutional_attention/(query|key)"
-    others = r"stem[12]_conv|tap[012]_conv|places_projection|embedding_projection"
-    recipe = dataclasses.replace(
-        TINY,
-        model="facerec_small",
-        model_arguments={"depth": 1},
-        optimizer="muon",
-        schedule="constant",
-        learning_rate=1e-3,
-        matrix_learning_rate=4e-3,
-        weight_decay=0.08,
-        matrix_weight_decay=0.1,
-    )
-    model = train.build_model(recipe, 4, 4)
-    optimizer = model.optimizer
-    adam = {v.path for v in model.trainable_variables if optimizer._should_use_adamw(v)}
-    matrices = {v.path for v in model.trainable_variables} - adam
-    assert matrices == {
-        v.path
-        for v in model.trainable_variables
-        if re.fullmatch(rf"({block}|{attention}|{others})/kernel", v.path)
-    }
-    assert {"stem0_conv/kernel", "stem1_conv/kernel", "tap0_conv/kernel"} & adam == {
-        "stem0_conv/kernel"
-    }
-    rate = float(optimizer.learning_rate)
-    assert rate == pytest.approx(4e-3)
-    assert rate * optimizer.adam_lr_ratio == pytest.approx(1e-3)
-    # Both kinds decay by their own rate times their own decay, as AdamW does.
-    assert rate * optimizer.adam_weight_decay == pytest.approx(1e-3 * 0.08)
-    assert rate * optimizer.weight_decay == pytest.approx(4e-3 * 0.1)
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_accumulated_batches_are_one_larger_batch(tmp_path, monkeypatch, optimizer):
     """Without what depends on a batch, and at one rate; 64 images are 4 batches or 2."""
@@ -376,42 +288,12 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path, monkeypatch, optimiz
         weights[name], _ = train_until(changed, tmp_path / name, monkeypatch)
     expected, found = weights.values()
     keras.utils.set_random_seed(recipe.seed)
-    start = train.build_model(recipe, 4, 4).weights
+    start = build_model(recipe, 4, 4).weights
     start = [keras.ops.convert_to_numpy(v) for v in start]
     moved = max(np.abs(a - b).max() for a, b in zip(expected, start, strict=True))
     assert moved > 1e-3
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(a, b, atol=0.02 * moved)
-
-
-def test_the_paper_s_schedule_restarts():
-    recipe = dataclasses.replace(TINY, schedule="cosine_restarts", restart_steps=10)
-    schedule = train.build_optimizer(recipe, 4)._learning_rate
-    rates = [float(schedule(step)) for step in (0, 5, 9, 10)]
-    assert rates[0] == pytest.approx(3e-3) == pytest.approx(rates[3])
-    assert rates[0] > rates[1] > rates[2]
-
-
-@pytest.mark.parametrize(
-    ("loss", "kind"),
-    [
-        ("arcface", "ArcFace"),
-        ("sphereface", "SphereFace"),
-        ("curricularface", "CurricularFace"),
-        ("adaface", "AdaFace"),
-        ("cosface", "CosFace"),
-    ],
-)
-def test_a_recipe_s_loss_gets_its_margin_and_scale(loss, kind):
-    built = train.build_loss(dataclasses.replace(TINY, loss=loss, margin=0.25, scale=20.0))
-    assert type(built).__name__ == kind
-    config = built.get_config()
-    assert (config["margin"], config["scale"]) == (0.25, 20.0)
-
-
-def test_softmax_is_a_margin_of_zero():
-    built = train.build_loss(dataclasses.replace(TINY, loss="softmax"))
-    assert built.get_config()["margin"] == 0.0
 
 
 def test_a_run_with_an_adaptive_loss_resumes_its_state(tmp_path, monkeypatch):
@@ -471,7 +353,7 @@ def test_the_average_of_the_weights_is_validated_and_is_what_the_run_ends_with(t
     recipe = dataclasses.replace(CLASSIFIER, epochs=1, checkpoint_steps=1)
     keras.utils.set_random_seed(0)
     images, test = train.load_data(recipe)
-    model = train.build_model(recipe, 4, len(images.labels) // recipe.batch_size)
+    model = build_model(recipe, 4, len(images.labels) // recipe.batch_size)
     average, steps = [None], []
 
     class Average(keras.callbacks.Callback):
@@ -661,17 +543,6 @@ def test_patience_ends_a_run_and_a_second_start_adds_nothing(tmp_path, monkeypat
     assert [row["epoch"] for row in history] == [0, 1, 2]
     _, again = train_until(recipe, tmp_path, monkeypatch)
     assert len(again) == 3
-
-
-@pytest.mark.any_backend
-def test_one_cycle_rises_in_three_tenths_and_falls_to_almost_nothing():
-    recipe = dataclasses.replace(TINY, schedule="one_cycle", epochs=10, learning_rate=1.0)
-    schedule = train.build_optimizer(recipe, 10)._learning_rate
-    rates = [float(schedule(step)) for step in range(101)]
-    assert rates[0] == pytest.approx(1 / 25)
-    assert rates[30] == pytest.approx(1.0, rel=0.01) == max(rates)
-    assert rates[100] < 1e-5
-    assert sorted(rates[:31]) == rates[:31] and sorted(rates[31:], reverse=True) == rates[31:]
 
 
 @pytest.mark.any_backend

@@ -1,0 +1,223 @@
+"""The model of a recipe: its network, loss and optimizer, and what it begins with."""
+
+import pathlib
+import warnings
+
+from training.recipe import Recipe
+
+# Names of the variables that decay: matrices, convolutions and the centres of a margin head. All
+# others are vectors, slopes, tokens or tables.
+DECAYED = ("kernel", "centers")
+# Parts of variable paths. Muon is for matrices and convolutions, and takes nothing but kernels;
+# classifiers, pooling and what projects coordinates keep AdamW.
+NOT_ORTHOGONALISED = ["predictions", "pooling", "position"]
+
+
+def build_loss(recipe: Recipe):
+    """Return the recipe's loss."""
+    import keras
+
+    from keras_hybrid import losses
+
+    if recipe.loss == "cross_entropy":
+        return keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=recipe.label_smoothing
+        )
+    if recipe.loss == "softmax":
+        return losses.CosFace(margin=0.0, scale=recipe.scale)
+    kind = {
+        "arcface": losses.ArcFace,
+        "cosface": losses.CosFace,
+        "sphereface": losses.SphereFace,
+        "curricularface": losses.CurricularFace,
+        "adaface": losses.AdaFace,
+    }[recipe.loss]
+    margin = {} if recipe.margin is None else {"margin": recipe.margin}
+    return kind(scale=recipe.scale, **margin)
+
+
+def build_optimizer(recipe: Recipe, steps_per_epoch: int):
+    """Return the recipe's optimizer with its learning-rate schedule."""
+    import keras
+
+    from keras_hybrid.optimizers import Muon
+
+    # Muon's own rate is the matrices'; what AdamW updates beside it has a share of that rate.
+    is_muon = recipe.optimizer == "muon"
+    peak = recipe.matrix_learning_rate if is_muon else recipe.learning_rate
+    if recipe.schedule == "cosine":
+        total = recipe.epochs * steps_per_epoch
+        warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total - 1)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else peak,
+            total - warmup,
+            warmup_target=peak if warmup else None,
+            warmup_steps=warmup,
+        )
+    elif recipe.schedule == "one_cycle":
+        total = recipe.epochs * steps_per_epoch
+        warmup = min(round(0.3 * total), total - 1)
+        rate = keras.optimizers.schedules.CosineDecay(
+            peak / 25, total - warmup, alpha=4e-6, warmup_target=peak, warmup_steps=warmup
+        )
+    elif recipe.schedule == "cosine_restarts":
+        rate = keras.optimizers.schedules.CosineDecayRestarts(
+            peak, recipe.restart_steps, t_mul=recipe.restart_factor
+        )
+    else:
+        rate = peak
+    common = {
+        "learning_rate": rate,
+        "weight_decay": recipe.weight_decay or None,
+        "global_clipnorm": recipe.clip_norm,
+    }
+    if recipe.gradient_accumulation_steps > 1:
+        common["gradient_accumulation_steps"] = recipe.gradient_accumulation_steps
+    if recipe.ema_momentum is not None:
+        common |= {"use_ema": True, "ema_momentum": recipe.ema_momentum}
+    if is_muon:
+        share = recipe.learning_rate / recipe.matrix_learning_rate
+        common["weight_decay"] = recipe.matrix_weight_decay
+        return Muon(
+            adam_beta_2=recipe.beta_2,
+            adam_lr_ratio=share,
+            adam_weight_decay=recipe.weight_decay * share,
+            exclude_layers=NOT_ORTHOGONALISED,
+            exclude_embeddings=False,  # Keras means tables; ours is the projection of a face
+            **common,
+        )
+    if recipe.optimizer == "sgd":
+        return keras.optimizers.SGD(momentum=recipe.momentum, **common)
+    kind = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[recipe.optimizer]
+    if recipe.optimizer == "adamw":
+        common["weight_decay"] = recipe.weight_decay
+    return kind(beta_2=recipe.beta_2, **common)
+
+
+def without_weight_decay(model) -> list:
+    """Return the variables that must not decay, such as biases, class tokens and tables."""
+    return [v for v in model.trainable_variables if v.name not in DECAYED]
+
+
+def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
+    """Return the recipe's compiled model.
+
+    Raises:
+        ValueError: If the recipe does not fit the model or the number of classes, or the initial
+            weights do not fit the model.
+    """
+    import keras
+
+    import keras_hybrid as kh
+
+    if classes % recipe.mesh_axes.get("model", 1):
+        raise ValueError(
+            f"The mesh's model must divide the number of identities, {classes}; got "
+            f"mesh={recipe.mesh!r}."
+        )
+    is_margin = recipe.loss != "cross_entropy"
+    arguments = {
+        "classes": classes,
+        "input_shape": (recipe.image_size, recipe.image_size, 3),
+        "classifier": "cosine" if is_margin else "dense",
+        "classifier_activation": None,
+        "remat": recipe.remat,
+        **recipe.model_arguments,
+    }
+    try:
+        if recipe.sampling_rate < 1:
+            model = _with_sampled_classes(recipe, arguments)
+        else:
+            model = kh.create_model(recipe.model, **arguments)
+    except TypeError as error:
+        if not recipe.model_arguments:
+            raise
+        raise ValueError(
+            f"model_arguments={recipe.model_arguments} do not fit {recipe.model}: {error}"
+        ) from error
+    if recipe.initial_weights is not None:
+        begin_with(model, pathlib.Path(recipe.initial_weights))
+    optimizer = build_optimizer(recipe, steps_per_epoch)
+    if recipe.weight_decay:
+        optimizer.exclude_from_weight_decay(var_list=without_weight_decay(model))
+    metrics = ["accuracy"]
+    if is_margin:
+        metrics.append(kh.metrics.MeanTargetCosine(name="target_cosine"))
+    elif classes > 5:
+        metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
+    model.compile(optimizer, loss=build_loss(recipe), metrics=metrics)
+    return model
+
+
+def begin_with(model, path: pathlib.Path) -> None:
+    """Give a model the weights of a trained one, and say which layers have none of it.
+
+    Args:
+        model: Its layers are matched by name; what was learnt for each place is interpolated
+            (``keras_hybrid.transfer_weights``).
+        path: A .keras file, of another run or of ``keras-hybrid convert``.
+
+    Raises:
+        ValueError: If the file cannot be loaded, or none of its layers fits.
+    """
+    import keras_hybrid as kh
+    from keras_hybrid.cli.reading import load_model
+
+    source = load_model(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the layers that are named below
+        left = kh.transfer_weights(source, model, skip_mismatch=True)
+    layers = [layer.name for layer in model.layers if layer.weights]
+    if len(left) == len(layers):
+        raise ValueError(
+            f"initial_weights={str(path)!r}: no layer of model {source.name!r} fits one of "
+            f"{model.name!r}."
+        )
+    rest = f"; {len(left)} begin anew: {', '.join(left)}" if left else ""
+    print(
+        f"{len(layers) - len(left)} of {len(layers)} layers have weights of {path}{rest}.",
+        flush=True,
+    )
+
+
+def _with_sampled_classes(recipe: Recipe, arguments: dict):
+    """Return the model with a head that trains against a sample of the classes."""
+    import keras_hybrid as kh
+
+    head = kh.layers.PartialCosineClassifier(
+        arguments["classes"],
+        recipe.sampling_rate,
+        arguments.pop("centers_per_class", 1),
+        seed=recipe.seed,
+        name="predictions",
+    )
+    if head.sampled < recipe.batch_size:
+        raise ValueError(
+            f"sampling_rate {recipe.sampling_rate:g} of {head.classes} identities is "
+            f"{head.sampled} a step, fewer than a batch of {recipe.batch_size} may have: raise "
+            "sampling_rate or lower batch_size."
+        )
+    trunk = kh.create_model(recipe.model, include_top=False, pooling="native", **arguments)
+    inputs = trunk.inputs if len(trunk.inputs) > 1 else trunk.inputs[0]
+    return kh.applications.MarginModel(inputs, head(trunk.output), name=trunk.name)
+
+
+def check_model(recipe: Recipe) -> None:
+    """Look at what can be wrong with a recipe's model before it is built.
+
+    Raises:
+        ValueError: If the model is not registered or has no such arguments, or there is no file of
+            initial weights.
+    """
+    from keras_hybrid.applications.registry import model_signature
+
+    parameters = model_signature(recipe.model).parameters
+    unknown = sorted(recipe.model_arguments.keys() - {*parameters, "remat"})
+    if unknown:
+        raise ValueError(
+            f"model_arguments has {', '.join(unknown)}; {recipe.model} takes "
+            f"{', '.join(parameters)}."
+        )
+    weights = recipe.initial_weights
+    if weights is not None and not pathlib.Path(weights).is_file():
+        raise ValueError(f"initial_weights must be an existing .keras file; got {weights!r}.")
