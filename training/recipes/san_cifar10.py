@@ -4,6 +4,7 @@ Command: ``python training/train.py san_cifar10``; ``--model san_proposed_pairwi
 ``san_baseline_patchwise`` and ``san_baseline_pairwise`` for the other rows; ``--data cifar10.npz``
 for the file that ``training/cifar10_from_npm.py`` writes, in place of TFDS's.
 Hardware: the report says "GPU".
+Time: 15 to 44 minutes at the reduced size, one shared CPU core, interruptions among them.
 Expected: 75.24 % (proposed, patchwise), 64.22 % (proposed, pairwise), 59.73 and 53.58 % (baseline).
 Measured: at a reduced size, 390 updates on a tenth of the images at 16×16, 17 to 23 %
 (docs/results.md), when the pairwise networks' projections of positions did not decay yet.
