@@ -157,14 +157,15 @@ def image_input(
 def mlp(x, width: int, *, dropout: float, name: str, transform=None, activation="gelu"):
     """Two Dense layers with a GELU between, and ``transform`` of the hidden tokens before it.
 
-    ``activation`` is another form of GELU, where the authors use one.
+    ``activation`` is another form of GELU, where the authors use one, or another function's name.
     """
+    kind = "gelu" if callable(activation) else activation
     channels = x.shape[-1]
     x = _mlp_dense(width, f"{name}_dense1")(x)
     if transform is not None:
         x = transform(x)
     # By name, Keras's GELU is the exact (erf) form.
-    x = keras.layers.Activation(activation, name=f"{name}_gelu")(x)
+    x = keras.layers.Activation(activation, name=f"{name}_{kind}")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name=f"{name}_dropout1")(x)
     x = _mlp_dense(channels, f"{name}_dense2")(x)

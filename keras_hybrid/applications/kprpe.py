@@ -44,6 +44,7 @@ from keras_hybrid.applications.base import (
     check_patches,
     image_input,
     linear_drop_path,
+    mlp,
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
@@ -296,7 +297,6 @@ def _landmarks(landmarks, image, channels: Sequence[int]):
 
 def _block(x, bias, *, num_heads, mlp_width, dropout, attention_dropout, drop_path, name):
     """The host's encoder block: x + MHSA(LN x), then x + MLP(LN x) with a ReLU6."""
-    dim = x.shape[-1]
     y = keras.layers.LayerNormalization(epsilon=EPSILON, name=f"{name}_norm1")(x)
     attention = MultiHeadSelfAttention(
         num_heads,
@@ -308,15 +308,7 @@ def _block(x, bias, *, num_heads, mlp_width, dropout, attention_dropout, drop_pa
     y = attention(y) if bias is None else attention(y, attention_bias=bias)
     x = add_branch(x, y, drop_path, f"{name}_attention")
     y = keras.layers.LayerNormalization(epsilon=EPSILON, name=f"{name}_norm2")(x)
-    y = keras.layers.Dense(mlp_width, kernel_initializer=_initializer(), name=f"{name}_mlp_dense1")(
-        y
-    )
-    y = keras.layers.Activation("relu6", name=f"{name}_mlp_relu6")(y)
-    if dropout:
-        y = keras.layers.Dropout(dropout, name=f"{name}_mlp_dropout1")(y)
-    y = keras.layers.Dense(dim, kernel_initializer=_initializer(), name=f"{name}_mlp_dense2")(y)
-    if dropout:
-        y = keras.layers.Dropout(dropout, name=f"{name}_mlp_dropout2")(y)
+    y = mlp(y, mlp_width, dropout=dropout, activation="relu6", name=f"{name}_mlp")
     return add_branch(x, y, drop_path, f"{name}_mlp")
 
 
