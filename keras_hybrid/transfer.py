@@ -1,4 +1,4 @@
-"""Transfer learning: what trains, and how fast each layer of it does.
+"""Transfer learning: what trains, how fast each layer does, and where new classes begin.
 
 A new task starts with the classifier alone; then the network thaws from its end, its early layers
 the more slowly the earlier they are:
@@ -11,18 +11,33 @@ the more slowly the earlier they are:
 Sources: Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification"
 (arXiv:1801.06146), for discriminative rates, each layer's 2.6 times smaller than the next one's;
 Bao et al. 2022, "BEiT" (arXiv:2106.08254), for a decay by transformer blocks. Keras's
-`keras.optimizers.MultiOptimizer` carries them out.
+`keras.optimizers.MultiOptimizer` carries them out. Qi et al. 2018, "Low-Shot Learning with
+Imprinted Weights" (arXiv:1712.07136), for the centres of new classes.
 """
+
+from __future__ import annotations
 
 import difflib
 import fnmatch
 import itertools
 import re
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
 
-__all__ = ["ScaledSchedule", "discriminative_rates", "freeze", "layer_decay", "unfreeze"]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = [
+    "ScaledSchedule",
+    "discriminative_rates",
+    "freeze",
+    "imprint",
+    "layer_decay",
+    "unfreeze",
+]
 
 
 def freeze(model: keras.Model, until: str | None = None, *, batch_norm: bool = True) -> None:
@@ -78,6 +93,62 @@ def unfreeze(model: keras.Model, from_layer: str | None = None, *, batch_norm: b
             is_norm = isinstance(part, keras.layers.BatchNormalization)
             stays = index < first or (is_norm and not batch_norm)
             part.trainable = trainable if stays else True
+
+
+def imprint(model: keras.Model, embeddings: ArrayLike, labels: ArrayLike) -> None:
+    """Let a cosine classifier begin with the mean embedding of each class, not with random centres.
+
+    A trained network already puts the images of a new person near one another; random centres
+    would have to find them first, while their gradients take the network apart. Imprinted ones
+    classify before any training (Qi et al. 2018, eq. 5):
+
+        embeddings, _ = keras_hybrid.evaluation.embed(model, images)
+        imprint(model, embeddings, labels)
+
+    A centre takes the direction of the mean of its class's unit embeddings and keeps its length,
+    which is nothing to the cosines, but how far an optimizer's step turns it. Of a class with
+    several centres the first is imprinted. Classes without an embedding keep theirs.
+
+    Args:
+        model: A model whose layer ``predictions`` is a cosine or margin head.
+        embeddings: (n, dim), of any length above 0.
+        labels: (n,), whole numbers in [0, classes).
+
+    Raises:
+        ValueError: If the model ends in another layer, or an argument does not fit.
+    """
+    head = next((layer for layer in model.layers if layer.name == "predictions"), None)
+    if not hasattr(head, "centers"):
+        raise ValueError(
+            f"model {model.name!r} has no layer 'predictions' with the centres of classes: "
+            "build it with classifier='cosine'."
+        )
+    centers = keras.ops.convert_to_numpy(head.centers).copy()
+    embeddings, labels = np.asarray(embeddings, "float64"), np.asarray(labels)
+    if embeddings.ndim != 2 or embeddings.shape[1] != centers.shape[-1]:
+        raise ValueError(
+            f"embeddings must have shape (n, {centers.shape[-1]}), got {embeddings.shape}."
+        )
+    if labels.shape != embeddings.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels must be whole numbers of shape ({len(embeddings)},), got {labels.dtype} of "
+            f"shape {labels.shape}."
+        )
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(centers)):
+        raise ValueError(
+            f"labels must lie in [0, {len(centers)}), got {labels.min()} to {labels.max()}."
+        )
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise ValueError("embeddings must be finite and not zero.")
+    means = np.zeros((len(centers), embeddings.shape[1]))
+    np.add.at(means, labels, embeddings / lengths)
+    norms = np.linalg.norm(means, axis=1)
+    found = np.flatnonzero(norms > 0)  # embeddings that cancel out have no direction either
+    first = centers if centers.ndim == 2 else centers[:, 0]
+    kept = np.linalg.norm(first[found], axis=1)
+    first[found] = means[found] * (kept / norms[found])[:, np.newaxis]
+    head.centers.assign(centers)
 
 
 def _leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:

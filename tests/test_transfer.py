@@ -6,10 +6,12 @@ import keras
 import numpy as np
 import pytest
 
+import keras_hybrid as kh
 from keras_hybrid.transfer import (
     ScaledSchedule,
     discriminative_rates,
     freeze,
+    imprint,
     layer_decay,
     unfreeze,
 )
@@ -324,3 +326,59 @@ def test_a_layer_that_is_none_is_told_its_neighbours(function, argument):
     message = rf"{argument}='stage1_block0_relu'.*Did you mean.*stage1_block0_relu\d"
     with pytest.raises(ValueError, match=message):
         function(model, **{argument: "stage1_block0_relu"})
+
+
+def test_a_class_begins_with_the_direction_of_its_mean_embedding_and_its_former_length():
+    """By hand: class 2 has two embeddings, class 0 one, class 1 none."""
+    x = keras.Input((2,))
+    head = kh.layers.CosineClassifier(3, name="predictions")
+    model = keras.Model(x, head(x))
+    centers = np.array([[0.5, 0.0], [0.3, 0.4], [0.0, 2.0]], "float32")
+    head.set_weights([centers])
+    imprint(model, [[3.0, 4.0], [10.0, 0.0], [0.0, 0.1]], np.array([0, 2, 2]))
+    expected = [[0.3, 0.4], [0.3, 0.4], [2**0.5, 2**0.5]]
+    np.testing.assert_allclose(head.get_weights()[0], expected, rtol=1e-6)
+    found = keras.ops.convert_to_numpy(model(np.array([[30.0, 40.0], [1.0, 1.0]], "float32")))
+    np.testing.assert_allclose([found[0, 0], found[1, 2]], 1, rtol=1e-6)
+
+
+@pytest.mark.any_backend
+def test_of_several_centres_the_first_is_imprinted():
+    x = keras.Input((2,))
+    head = kh.layers.CosineClassifier(2, centers_per_class=2, name="predictions")
+    model = keras.Model(x, head(x))
+    before = head.get_weights()[0]
+    imprint(model, [[0.0, 5.0]], [1])
+    after = head.get_weights()[0]
+    np.testing.assert_allclose(after[1, 0], [0, np.linalg.norm(before[1, 0])], atol=1e-6)
+    after[1, 0] = before[1, 0]
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        ([[1.0, 0.0, 0.0]], [0], r"embeddings must have shape \(n, 2\), got \(1, 3\)"),
+        ([[1.0, 0.0]], [0, 1], r"labels must be whole numbers of shape \(1,\)"),
+        ([[1.0, 0.0]], [0.0], "labels must be whole numbers .* got float64"),
+        ([[1.0, 0.0]], [-1], r"labels must lie in \[0, 3\), got -1 to -1"),
+        ([[1.0, 0.0]], [3], r"labels must lie in \[0, 3\), got 3 to 3"),
+        ([[0.0, 0.0]], [1], "embeddings must be finite and not zero"),
+        ([[np.nan, 0.0]], [1], "embeddings must be finite and not zero"),
+    ],
+)
+def test_what_cannot_be_imprinted_is_named(embeddings, labels, message):
+    x = keras.Input((2,))
+    model = keras.Model(x, kh.layers.CosineClassifier(3, name="predictions")(x))
+    with pytest.raises(ValueError, match=message):
+        imprint(model, embeddings, labels)
+
+
+@pytest.mark.any_backend
+def test_only_heads_with_centres_are_imprinted():
+    x = keras.Input((2,))
+    for name in ("predictions", "another"):
+        model = keras.Model(x, keras.layers.Dense(3, name=name)(x))
+        with pytest.raises(ValueError, match="has no layer 'predictions' with the centres"):
+            imprint(model, [[1.0, 0.0]], [0])

@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a file: find the package beside this fol
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from training import train
-from training.model import build_model
+from training.model import begin_with_trained, build_model
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
 
 SMOOTHING = 0.9  # of the exponential average of the loss
@@ -89,6 +89,7 @@ def _sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
     images, _ = train.load_data(recipe)
     keras.utils.set_random_seed(recipe.seed)
     model = build_model(recipe, len(images.class_names), steps)
+    begin_with_trained(recipe, model, images)
     factor = high / low
     # Muon's own rate is the matrices': the other one follows in proportion.
     share = recipe.matrix_learning_rate / recipe.learning_rate if recipe.optimizer == "muon" else 1

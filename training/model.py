@@ -11,6 +11,8 @@ DECAYED = ("kernel", "centers")
 # Parts of variable paths. Muon is for matrices and convolutions, and takes nothing but kernels;
 # classifiers, pooling and what projects coordinates keep AdamW.
 NOT_ORTHOGONALISED = ["predictions", "pooling", "position"]
+# Images of a class whose mean embedding is the centre that it begins with.
+IMPRINTED = 16
 
 
 def build_loss(recipe: Recipe):
@@ -103,8 +105,7 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
     """Return the recipe's compiled model.
 
     Raises:
-        ValueError: If the recipe does not fit the model or the number of classes, or the initial
-            weights do not fit the model.
+        ValueError: If the recipe does not fit the model or the number of classes.
     """
     import keras
 
@@ -135,8 +136,6 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
         raise ValueError(
             f"model_arguments={recipe.model_arguments} do not fit {recipe.model}: {error}"
         ) from error
-    if recipe.initial_weights is not None:
-        begin_with(model, pathlib.Path(recipe.initial_weights))
     optimizer = build_optimizer(recipe, steps_per_epoch)
     if recipe.weight_decay:
         optimizer.exclude_from_weight_decay(var_list=without_weight_decay(model))
@@ -149,20 +148,26 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
     return model
 
 
-def begin_with(model, path: pathlib.Path) -> None:
-    """Give a model the weights of a trained one, and say which layers have none of it.
+def begin_with_trained(recipe: Recipe, model, train) -> None:
+    """Give a model the recipe's initial weights, if it has any, and say which layers have none.
+
+    Centres of classes that are not the file's begin with the mean embedding of the class
+    (``keras_hybrid.transfer.imprint``).
 
     Args:
-        model: Its layers are matched by name; what was learnt for each place is interpolated
-            (``keras_hybrid.transfer_weights``).
-        path: A .keras file, of another run or of ``keras-hybrid convert``.
+        recipe: Whose ``initial_weights`` are a .keras file.
+        model: What `build_model` made of it.
+        train: Its training images, as `training.train.load_data` gives them.
 
     Raises:
         ValueError: If the file cannot be loaded, or none of its layers fits.
     """
+    if recipe.initial_weights is None:
+        return
     import keras_hybrid as kh
     from keras_hybrid.cli.reading import load_model
 
+    path = pathlib.Path(recipe.initial_weights)
     source = load_model(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the layers that are named below
@@ -178,6 +183,40 @@ def begin_with(model, path: pathlib.Path) -> None:
         f"{len(layers) - len(left)} of {len(layers)} layers have weights of {path}{rest}.",
         flush=True,
     )
+    if "predictions" in left and recipe.loss != "cross_entropy":
+        kh.transfer.imprint(model, *_class_means(recipe, model, train))
+        print("Its classes begin with the mean embedding of their first images.", flush=True)
+
+
+def _class_means(recipe: Recipe, model, train):
+    """Return the mean embedding of each class that has images, and the classes."""
+    import keras
+    import numpy as np
+
+    import keras_hybrid as kh
+
+    embedder = kh.applications.embedding_model(model)
+    drawn = kh.data.sample_per_class(train, IMPRINTED, recipe.seed)
+    is_lazy = recipe.reading == "lazy"
+    batches = kh.data.Batches(
+        drawn if is_lazy else train.images[drawn.indices],
+        drawn.labels,
+        recipe.batch_size,
+        shuffle=False,
+        image_size=recipe.image_size if is_lazy else None,
+        workers=recipe.workers,
+        landmarks=drawn.landmarks if recipe.takes_landmarks else None,
+    )
+    sums = np.zeros((len(train.class_names), embedder.output_shape[-1]))
+    for images, labels in batches:
+        short = recipe.batch_size - len(labels)
+        # All batches of one size: a backend that compiles does so once, a mesh can share it out.
+        padded = keras.tree.map_structure(
+            lambda x, short=short: np.concatenate([x, np.repeat(x[-1:], short, axis=0)]), images
+        )
+        np.add.at(sums, labels, np.asarray(embedder.predict_on_batch(padded))[: len(labels)])
+    classes = np.flatnonzero(np.linalg.norm(sums, axis=1) > 0)
+    return sums[classes], classes
 
 
 def _with_sampled_classes(recipe: Recipe, arguments: dict):

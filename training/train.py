@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 if __package__ in (None, ""):  # run as a file: find the package beside this folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from training.model import build_model, check_model
+from training.model import begin_with_trained, build_model, check_model
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
 
 LOG = logging.getLogger("training")
@@ -258,6 +258,8 @@ def fit(
         checkpoint.discard()
     if checkpoint.restore():
         print(f"Continuing at epoch {batches.epoch + 1}, batch {batches.start_batch}.", flush=True)
+    else:
+        begin_with_trained(recipe, model, train)
     callbacks = [
         batches.callback(),
         Throughput(batches.batch_size),

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import keras_hybrid as kh
+from keras_hybrid import data
 from tests import cases
 from tests.training.test_train import TINY
 from training import train
 from training.model import (
-    begin_with,
+    begin_with_trained,
     build_loss,
     build_model,
     build_optimizer,
@@ -159,9 +160,16 @@ def trained(tmp_path_factory):
     return path, {layer.name: layer.get_weights() for layer in model.layers}
 
 
-@pytest.mark.parametrize("sampling_rate", [1.0, 0.5])
-def test_training_begins_with_the_weights_of_a_file_and_a_classifier_of_its_own(
-    trained, tmp_path, sampling_rate, monkeypatch, capsys
+NEW_CLASSES = {
+    "memory": {},
+    "lazy": {"reading": "lazy", "workers": 2},
+    "sampled": {"sampling_rate": 0.5},
+}
+
+
+@pytest.mark.parametrize("changes", NEW_CLASSES.values(), ids=NEW_CLASSES)
+def test_training_begins_with_the_weights_of_a_file_and_the_mean_embeddings_of_new_classes(
+    trained, tmp_path, changes, monkeypatch, capsys
 ):
     """Trained at next to no rate, a run ends with what it began with."""
     monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
@@ -170,20 +178,29 @@ def test_training_begins_with_the_weights_of_a_file_and_a_classifier_of_its_own(
         TINY,
         initial_weights=str(path),
         data="synthetic:36x3",
-        sampling_rate=sampling_rate,
         learning_rate=1e-12,
         weight_decay=0.0,
         epochs=1,
+        **changes,
     )
     train.run(recipe, tmp_path, verbose=0)
-    message = f"layers have weights of {path}; 1 begin anew: predictions.\n"
-    assert message in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"layers have weights of {path}; 1 begin anew: predictions.\n" in printed
+    assert "Its classes begin with the mean embedding" in printed
     found = keras.saving.load_model(tmp_path / "last.keras", compile=False)
-    assert 36 in found.get_layer("predictions").get_weights()[0].shape
     for layer in found.layers:
         if layer.weights and layer.name != "predictions":
             for a, b in zip(layer.get_weights(), expected[layer.name], strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-6)
+    images = data.load_arrays(train.open_data(recipe)[0], 16)
+    embeddings, _ = kh.evaluation.embed(found, images.images)
+    means = np.stack([embeddings[images.labels == label].mean(axis=0) for label in range(36)])
+    centers = found.get_layer("predictions").get_weights()[0]
+    cosines = (means * centers).sum(axis=1)
+    cosines /= np.linalg.norm(means, axis=1) * np.linalg.norm(centers, axis=1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-5)
+    train.run(recipe, tmp_path, verbose=0)  # a run that is continued has begun already
+    assert "layers have weights" not in capsys.readouterr().out
 
 
 @pytest.mark.any_backend
@@ -191,6 +208,7 @@ def test_the_same_classes_keep_their_classifier_and_another_size_interpolates(tr
     path, expected = trained
     recipe = dataclasses.replace(TINY, initial_weights=str(path), image_size=32)
     model = build_model(recipe, 4, 4)
+    begin_with_trained(recipe, model, None)
     layers = [layer for layer in model.layers if layer.weights]
     message = f"{len(layers)} of {len(layers)} layers have weights of {path}.\n"
     assert capsys.readouterr().out == message
@@ -203,14 +221,14 @@ def test_the_same_classes_keep_their_classifier_and_another_size_interpolates(tr
 @pytest.mark.any_backend
 def test_initial_weights_that_do_not_fit_are_named(trained, tmp_path):
     recipe = dataclasses.replace(TINY, data="nowhere/", initial_weights="nowhere.keras")
-    with pytest.raises(
-        ValueError, match=r"initial_weights must be an existing \.keras file; got 'n"
-    ):
+    with pytest.raises(ValueError, match=r"initial_weights must be an existing \.keras file; got"):
         train.run(recipe, tmp_path, verbose=0)
+    recipe = dataclasses.replace(TINY, initial_weights=str(trained[0]))
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="another")])
     with pytest.raises(ValueError, match="no layer of model 'vit_ti16' fits one of 'sequential"):
-        begin_with(network, trained[0])
+        begin_with_trained(recipe, network, None)
     damaged = tmp_path / "damaged.keras"
     damaged.write_bytes(trained[0].read_bytes()[:2000])
+    recipe = dataclasses.replace(recipe, initial_weights=str(damaged))
     with pytest.raises(ValueError, match=r"damaged\.keras cannot be loaded"):
-        begin_with(network, damaged)
+        begin_with_trained(recipe, network, None)
