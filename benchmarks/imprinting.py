@@ -63,14 +63,11 @@ def main() -> None:
     kh.convert.load_torch_weights(model, given.checkpoint)
     size = model.input_shape[1:3]
     options = {} if given.images is None else {"images": given.images}
-    embeddings, labels = {}, {}
-    for split in (given.train_split, given.test_split):
-        source = kh.data.open_source(given.data, split=split, **options)
-        loaded = kh.data.load_arrays(source, size)
-        embeddings[split], _ = kh.evaluation.embed(model, loaded.images)
-        labels[split] = loaded
-    train, test = labels[given.train_split], labels[given.test_split]
-    known, unknown = embeddings[given.train_split], embeddings[given.test_split]
+    train, test = (
+        kh.data.load_arrays(kh.data.open_source(given.data, split=split, **options), size)
+        for split in (given.train_split, given.test_split)
+    )
+    known, unknown = (kh.evaluation.embed(model, loaded.images)[0] for loaded in (train, test))
     inputs = keras.Input(known.shape[1:])
     classes = len(train.class_names)
     classifier = keras.Model(
