@@ -11,7 +11,7 @@ DECAYED = ("kernel", "centers")
 # Parts of variable paths. Muon is for matrices and convolutions, and takes nothing but kernels;
 # classifiers, pooling and what projects coordinates keep AdamW.
 NOT_ORTHOGONALISED = ["predictions", "pooling", "position"]
-# Images of a class whose mean embedding is the centre that it begins with.
+# Images of a class, where it has so many, whose mean embedding its centre begins with.
 IMPRINTED = 16
 
 
@@ -185,7 +185,7 @@ def begin_with_trained(recipe: Recipe, model, train) -> None:
     )
     if "predictions" in left and recipe.loss != "cross_entropy":
         kh.transfer.imprint(model, *_class_means(recipe, model, train))
-        print("Its classes begin with the mean embedding of their first images.", flush=True)
+        print(f"Classes begin with the mean embedding of {IMPRINTED} images each.", flush=True)
 
 
 def _class_means(recipe: Recipe, model, train):

@@ -186,7 +186,7 @@ def test_training_begins_with_the_weights_of_a_file_and_the_mean_embeddings_of_n
     train.run(recipe, tmp_path, verbose=0)
     printed = capsys.readouterr().out
     assert f"layers have weights of {path}; 1 begin anew: predictions.\n" in printed
-    assert "Its classes begin with the mean embedding" in printed
+    assert "Classes begin with the mean embedding of 16 images each." in printed
     found = keras.saving.load_model(tmp_path / "last.keras", compile=False)
     for layer in found.layers:
         if layer.weights and layer.name != "predictions":
