@@ -104,7 +104,7 @@ def open_keras(path: pathlib.Path, runtime: str):
     from keras import ops
 
     import keras_hybrid  # noqa: F401  (registers the layers)
-    from benchmarks.attention_forms import _compiled
+    from benchmarks.layer_forms import _compiled
 
     model = keras.saving.load_model(path, compile=False)
     if runtime == "predict_on_batch":

@@ -55,6 +55,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.convolutional_vision_transformer import convolutional_stages
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["ATC"]
 
@@ -112,7 +113,7 @@ def separable_convolutions(x, name: str, *, closing_norm: bool):
 
 
 def _batch_norm(name: str):
-    return keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=name)
+    return BatchNormalization(epsilon=1e-5, momentum=0.9, name=name)
 
 
 def convolutional_feed_forward(x, grid_size: tuple[int, int], name: str):

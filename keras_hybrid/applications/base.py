@@ -12,6 +12,7 @@ from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.margin import CosineClassifier
+from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.regularization import DropPath
 
 __all__ = ["embedding_model"]
@@ -290,9 +291,7 @@ def build_model(
                 kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
                 name="embedding_projection",
             )(x)
-            x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name="embedding_norm")(
-                x
-            )
+            x = BatchNormalization(epsilon=1e-5, momentum=0.9, name="embedding_norm")(x)
         # Float32 whatever the policy: cosines and norms of half-precision vectors lose digits.
         x = keras.layers.Activation("linear", dtype="float32", name="embedding")(x)
     if not include_top:

@@ -31,6 +31,7 @@ from keras_hybrid.applications.convolution import squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.position import RelativePositionBias
 
 __all__ = ["CoAtNet"]
@@ -91,7 +92,7 @@ def _fan_out():
 
 
 def _batch_norm(x, name: str, activation: str | None = None):
-    x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=name)(x)
+    x = BatchNormalization(epsilon=1e-5, momentum=0.9, name=name)(x)
     return x if activation is None else _activation(x, activation, name)
 
 

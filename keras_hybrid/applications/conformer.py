@@ -40,6 +40,7 @@ from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import STEMS
 from keras_hybrid.layers.max_pooling import MaxPooling2D
+from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.tokens import ClassToken
 
 __all__ = ["Conformer"]
@@ -174,7 +175,7 @@ def _conv(x, channels: int, kernel_size: int, strides: int, name: str, *, bias=F
 
 
 def _batch_norm(x, epsilon: float, name: str):
-    return keras.layers.BatchNormalization(epsilon=epsilon, momentum=0.9, name=name)(x)
+    return BatchNormalization(epsilon=epsilon, momentum=0.9, name=name)(x)
 
 
 def bottleneck(

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_hybrid.layers.normalization import BatchNormalization
+
 __all__: list[str] = []
 
 EPSILON = 1e-5
@@ -25,7 +27,7 @@ def check_rows(stages: Sequence[Sequence], columns: Sequence[str]) -> None:
 
 def batch_norm(x, name: str, epsilon: float = EPSILON):
     """Batch normalisation with PyTorch's defaults."""
-    return keras.layers.BatchNormalization(epsilon=epsilon, momentum=MOMENTUM, name=name)(x)
+    return BatchNormalization(epsilon=epsilon, momentum=MOMENTUM, name=name)(x)
 
 
 def conv_norm(

@@ -48,6 +48,7 @@ from keras_hybrid.applications.convolution import check_rows, squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["EfficientNet"]
 
@@ -128,7 +129,7 @@ def _initializer() -> keras.initializers.Initializer:
 
 
 def _normalized(x, *, activation: str | None, momentum: float, name: str):
-    x = keras.layers.BatchNormalization(epsilon=EPSILON, momentum=momentum, name=f"{name}_bn")(x)
+    x = BatchNormalization(epsilon=EPSILON, momentum=momentum, name=f"{name}_bn")(x)
     if activation is None:
         return x
     return keras.layers.Activation(activation, name=f"{name}_activation")(x)
@@ -459,7 +460,7 @@ def imagenet_weights(
 
 def _embedding_norm(x, name: str):
     """Batch normalisation with PyTorch's defaults, which the report's head has."""
-    return keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=name)(x)
+    return BatchNormalization(epsilon=1e-5, momentum=0.9, name=name)(x)
 
 
 for _name, _variant in VARIANTS.items():

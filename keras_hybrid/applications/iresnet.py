@@ -19,6 +19,7 @@ from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_inp
 from keras_hybrid.applications.convolution import EPSILON, MOMENTUM, batch_norm, conv_norm
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["FixedScaleBatchNormalization", "IResNet"]
 
@@ -42,7 +43,7 @@ VARIANTS = {
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class FixedScaleBatchNormalization(keras.layers.BatchNormalization):
+class FixedScaleBatchNormalization(BatchNormalization):
     """Batch normalisation whose scale γ is loaded with the weights and never trained.
 
     ``γ (x − mean) / √(variance + ε) + β``: a free γ could grow single coordinates of an embedding

@@ -49,6 +49,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 
 __all__ = ["KPRPE", "KeypointOffsets", "KeypointRelativeBias"]
@@ -248,7 +249,7 @@ def _initializer() -> keras.initializers.Initializer:
 
 
 def _batch_norm(epsilon: float, name: str) -> keras.layers.Layer:
-    return keras.layers.BatchNormalization(epsilon=epsilon, momentum=0.9, name=name)
+    return BatchNormalization(epsilon=epsilon, momentum=0.9, name=name)
 
 
 def _landmark_head(x, channels: Sequence[int]):

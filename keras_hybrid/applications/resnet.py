@@ -31,6 +31,7 @@ from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights, Weights, keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.max_pooling import MaxPooling2D
+from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["ResNet"]
 
@@ -88,7 +89,7 @@ def convolution(x, channels: int, kernel_size: int, *, strides: int = 1, name: s
 
 def normalization(x, name: str):
     """Apply batch normalisation with PyTorch's numbers."""
-    return keras.layers.BatchNormalization(epsilon=EPSILON, momentum=0.9, name=name)(x)
+    return BatchNormalization(epsilon=EPSILON, momentum=0.9, name=name)(x)
 
 
 def he_normal():

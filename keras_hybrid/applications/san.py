@@ -28,6 +28,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.max_pooling import MaxPooling2D
+from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["SAN", "PairwiseAttention", "PatchwiseAttention"]
 
@@ -154,9 +155,7 @@ class _FootprintAttention(keras.layers.Layer):
         self.expand = self._convolution(shape, outputs, "expand")
 
     def _norm(self, shape, name):
-        layer = keras.layers.BatchNormalization(
-            epsilon=1e-5, momentum=0.9, dtype=self.dtype_policy, name=name
-        )
+        layer = BatchNormalization(epsilon=1e-5, momentum=0.9, dtype=self.dtype_policy, name=name)
         layer.build(shape)
         return layer
 
@@ -351,7 +350,7 @@ _ATTENTION = {"pairwise": PairwiseAttention, "patchwise": PatchwiseAttention}
 
 
 def _norm_relu(x, name: str):
-    x = keras.layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"{name}_norm")(x)
+    x = BatchNormalization(epsilon=1e-5, momentum=0.9, name=f"{name}_norm")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x)
 
 

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.layers.normalization import BatchNormalization
+
 # The axes of the kernel that make up the output's channels, in their order.
 _CHANNEL_AXES = {
     keras.layers.Conv2D: (3,),
@@ -57,8 +59,8 @@ def _graph(layer: keras.Layer) -> keras.Model | None:
 
 
 def _is_plain_normalization(layer: keras.Layer) -> bool:
-    kind = keras.layers.BatchNormalization
-    return isinstance(layer, kind) and type(layer).call is kind.call
+    kinds = (keras.layers.BatchNormalization, BatchNormalization)
+    return isinstance(layer, kinds) and type(layer).call in [kind.call for kind in kinds]
 
 
 def _linear_source(

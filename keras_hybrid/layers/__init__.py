@@ -9,6 +9,7 @@ from keras_hybrid.layers.convolutional_projection import (
 from keras_hybrid.layers.fully_convolutional import FullyConvolutionalTransformer
 from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
 from keras_hybrid.layers.max_pooling import MaxPooling2D
+from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.partial_margin import PartialCosineClassifier
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import (
@@ -21,6 +22,7 @@ from keras_hybrid.layers.tokens import ClassToken, ImageToPatches
 
 __all__ = [
     "ArcFace",
+    "BatchNormalization",
     "ClassToken",
     "ConvolutionalAttention",
     "ConvolutionalProjection",

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_hybrid.layers.dot_product import attend, attention_map, on_cpu
+from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["ConvolutionalProjection", "ConvolutionalProjectionAttention"]
 
@@ -79,7 +80,7 @@ class ConvolutionalProjection(keras.layers.Layer):
             name="convolution",
         )
         self.convolution.build((None, *(n + 2 * self._padding for n in self.grid_size), channels))
-        self.norm = keras.layers.BatchNormalization(
+        self.norm = BatchNormalization(
             epsilon=1e-5, momentum=0.9, dtype=self.dtype_policy, name="norm"
         )
         self.norm.build((None, *self._output_grid(), channels))
@@ -101,7 +102,7 @@ class ConvolutionalProjection(keras.layers.Layer):
 
         Keras pads strided convolutions on one side. On grids smaller than the kernel oneDNN's
         gradient takes fifty times as long with its own border as on a grid that has one
-        (``benchmarks/attention_forms.py``).
+        (``benchmarks/layer_forms.py``).
         """
         return self.strides > 1 or min(self.grid_size) < self.kernel_size
 
@@ -109,7 +110,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         """Whether the convolution has a stride in bfloat16 on a CPU.
 
         There, on PyTorch and TensorFlow, oneDNN's gradient of a depthwise convolution with a stride
-        takes tens of times as long as of one without (``benchmarks/attention_forms.py``).
+        takes tens of times as long as of one without (``benchmarks/layer_forms.py``).
         """
         return self.strides > 1 and self.compute_dtype == "bfloat16" and on_cpu(x)
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_hybrid.layers.dot_product import attend, attention_map
+from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["FullyConvolutionalTransformer"]
 
@@ -148,7 +149,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
     def _norm(self, shape, epsilon, name):
         options = {"epsilon": epsilon, "dtype": self.dtype_policy, "name": name}
         if self.normalization == "batch":
-            layer = keras.layers.BatchNormalization(momentum=0.9, **options)
+            layer = BatchNormalization(momentum=0.9, **options)
         else:
             layer = keras.layers.LayerNormalization(**options)
         layer.build(shape)

@@ -196,6 +196,14 @@ def test_layers_have_names_that_stay(family):
     assert first[0] == "image" and first[-1] == "predictions" and "embedding" in first
 
 
+@once
+@every_family
+def test_batch_normalisation_is_the_layer_with_a_kernel(family):
+    layers = small_model(family)._flatten_layers()
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert [n.name for n in norms if not isinstance(n, kh.layers.BatchNormalization)] == []
+
+
 @every_family
 def test_predictions_come_from_the_embedding(family):
     model = shared_model(family)

@@ -72,6 +72,9 @@ def nested():
         for kind, options in NORMALIZATIONS.items()
     ]
     + [
+        pytest.param(
+            lambda: build(layers.Dense(8), kh.layers.BatchNormalization()), 1, id="of_our_own"
+        ),
         pytest.param(sequential, 1, id="sequential"),
         pytest.param(nested_sequential, 2, id="nested_sequential"),
         pytest.param(nested, 2, id="nested"),
@@ -105,6 +108,11 @@ class Doubled(layers.Conv2D):
 
 
 class Shifted(layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return 1 + super().call(inputs, training=training, mask=mask)
+
+
+class OurShifted(kh.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         return 1 + super().call(inputs, training=training, mask=mask)
 
@@ -153,6 +161,7 @@ def normalization_used_twice():
         ),
         pytest.param(lambda: build(Doubled(8, 3), layers.BatchNormalization()), id="a_subclass"),
         pytest.param(lambda: build(layers.Conv2D(8, 3), Shifted()), id="other_normalization"),
+        pytest.param(lambda: build(layers.Conv2D(8, 3), OurShifted()), id="other_of_our_own"),
         pytest.param(adapted, id="a_layer_with_lora"),
         pytest.param(shared, id="a_shared_layer"),
         pytest.param(branched, id="another_branch"),

@@ -1,6 +1,6 @@
-"""Local attention in the form that the zoo chose, beside the obvious one: time and memory.
+"""Layers in the form that the zoo chose, beside the obvious one: time and memory.
 
-    python benchmarks/attention_forms.py --backend tensorflow
+    python benchmarks/layer_forms.py --backend tensorflow
 
 Each comparison runs its two forms in turn, every time in a fresh process, so that both meet the
 same machine and neither profits from the other's memory. Before anything is timed, both forms must
@@ -25,6 +25,9 @@ Comparisons:
   a CPU its gradient in bfloat16 is slow.
 - ``cvt_13_32/train_border``: the same step. The other form leaves the border of grids that are
   smaller than the kernel, 2×2 in its last stage, to the convolution.
+- ``mobilefacenet/train``, ``resnet50_cifar/train``, ``efficientnet_b0_face/train`` and the same in
+  ``/train_bfloat16``: a training step, mostly convolutions. The other form is
+  ``keras.layers.BatchNormalization``.
 - ``attention/train``, ``biased_attention/inference``: multi-head attention of 196 tokens; without a
   bias in training, with one in inference. The zoo chooses ``keras.ops.dot_product_attention`` where
   the backend has a fused kernel that pays, two matrix products elsewhere; the other form is the one
@@ -101,24 +104,51 @@ def _san_training(attention: str, unfold: bool, batch: int, size: int):
 
 def _projection_training(name: str, other: str | None, batch: int, size: int):
     """A training step of a model with convolutional projections."""
-    import keras
-    import numpy as np
-    from keras import ops
-
-    import keras_hybrid as kh
     from keras_hybrid.layers import convolutional_projection
 
     if other == "strided":
         convolutional_projection.on_cpu = lambda x: False
     elif other == "border":
         convolutional_projection.ConvolutionalProjection._pads_by_hand = lambda s: s.strides > 1
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    model = kh.create_model(name)
+    return _image_training(name, "mixed_bfloat16", "mixed_bfloat16", batch, size)
+
+
+def _normalization_training(name: str, precision: str, other: bool, batch: int, size: int):
+    """A training step of a model with batch normalisation; compared in float32."""
+    import keras
+
+    from keras_hybrid.layers import BatchNormalization
+
+    if other:
+        BatchNormalization.call = keras.layers.BatchNormalization.call
+    return _image_training(name, precision, "float32", batch, size)
+
+
+def _image_training(name: str, precision: str, compared: str, batch: int, size: int):
+    """A training step in one precision, and the outputs of the same weights in another."""
+    import keras
+    import numpy as np
+    from keras import ops
+
+    import keras_hybrid as kh
+
     random = np.random.default_rng(0)
     images = random.uniform(0, 255, (batch, size, size, 3)).astype("float32")
     labels = random.integers(0, 100, batch)
-    first = ops.convert_to_numpy(model(images, training=True))
+
+    def build(policy):
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy(policy)
+        return kh.create_model(
+            name,
+            input_shape=(size, size, 3),
+            classes=100,
+            classifier="dense",
+            classifier_activation=None,
+        )
+
+    first = ops.convert_to_numpy(build(compared)(images, training=True))
+    model = build(precision)
     model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return lambda: model.train_on_batch(images, labels), first
 
@@ -269,6 +299,8 @@ def _token_training(model, batch: int):
     return lambda: model.train_on_batch(x, x), first
 
 
+# Models with batch normalisation, and the side of the images that they are timed with.
+CONVOLUTIONAL = {"mobilefacenet": 112, "resnet50_cifar": 32, "efficientnet_b0_face": 112}
 # Name → (the zoo's form, the other form, what they are, batch, image size).
 COMPARISONS = {
     **{
@@ -301,6 +333,18 @@ COMPARISONS = {
         128,
         32,
     ),
+    **{
+        f"{name}/{step}": (
+            functools.partial(_normalization_training, name, precision, False),
+            functools.partial(_normalization_training, name, precision, True),
+            "one kernel for a batch normalisation",
+            "keras.layers.BatchNormalization",
+            16,
+            size,
+        )
+        for name, size in CONVOLUTIONAL.items()
+        for step, precision in (("train", "float32"), ("train_bfloat16", "mixed_bfloat16"))
+    },
     "neighborhood_attention/inference": (
         functools.partial(_neighborhood, False),
         functools.partial(_neighborhood, True),
@@ -338,7 +382,12 @@ COMPARISONS = {
     ),
 }
 
-IN_BFLOAT16 = ("cvt_13_32/train", "atc_3/train", "cvt_13_32/train_border")
+IN_BFLOAT16 = (
+    "cvt_13_32/train",
+    "atc_3/train",
+    "cvt_13_32/train_border",
+    *(f"{name}/train_bfloat16" for name in CONVOLUTIONAL),
+)
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -431,7 +480,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps in a process")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each form")
     parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
-    parser.add_argument("--table", default=str(ROOT / "benchmarks/results/attention_forms.csv"))
+    parser.add_argument("--table", default=str(ROOT / "benchmarks/results/layer_forms.csv"))
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     os.environ["KERAS_BACKEND"] = given.backend
