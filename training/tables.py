@@ -223,10 +223,11 @@ TABLES = {
         remarks="""After 5 epochs ATC-13 is above CvT-13 in each of three seeds, by 2.1, 1.9 and 1.4
         points, with as many blocks and slightly fewer parameters: the order of the report. (Seed 2
         is from after the change of initial weights, in both rows.) Every ATC is above CvT-13, that
-        of three blocks, too. Depth does not pay yet: 3, 5, 9 and 13 blocks come out between 20.5
-        and 21.8, with 5-311 in front, where the report has 5-113; one seed resolves none of that.
-        The residual embeddings of `atc_3_res` do pay: 3.4 points. Nothing here says what
-        longer training would leave of these gaps.""",
+        of three blocks, too. Depth does not pay yet: 3, 5, 9, 13 and 15 blocks come out between
+        20.2 and 21.8, with 5-311 in front, where the report has 15; one seed resolves none of that.
+        The residual embeddings do pay: 3.4 points with three blocks, 2.8 with fifteen, so that
+        `atc_3_res` has as much as `atc_15_res` with a sixth of its parameters. Nothing here says
+        what longer training would leave of these gaps.""",
     ),
     "atc_ablation": Table(
         "Attend to Convolution, Table 6; its CvT row is probably deeper",
@@ -262,7 +263,8 @@ TABLES = {
         the paper's rate of 0.01 the loss of the rows with modules rises to 13 in the second epoch
         and ends at 1.9 (layer norm) and 2.5 (batch norm); one seed. The pretrained row needs
         ImageNet's weights, which were not at hand; `resnet50_fct_enlarged` is its network from
-        scratch, for what the enlarged images do alone.""",
+        scratch, for what the enlarged images do alone: 26.1 % against 24.5, a standard error of
+        1,000 test images.""",
     ),
     "san": Table(
         "Pairwise and patchwise self-attention, Table 1",
