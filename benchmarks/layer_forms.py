@@ -28,6 +28,9 @@ Comparisons:
 - ``mobilefacenet/train``, ``resnet50_cifar/train``, ``efficientnet_b0_face/train`` and the same in
   ``/train_bfloat16``: a training step, mostly convolutions. The other form is
   ``keras.layers.BatchNormalization``.
+- ``…/train_layout``, ``…/inference_layout`` of the same: convolutions and pooling in the layout
+  that the maps have. The other form is Keras's layers, which copy the maps on PyTorch; it is the
+  same one on other backends.
 - ``attention/train``, ``biased_attention/inference``: multi-head attention of 196 tokens; without a
   bias in training, with one in inference. The zoo chooses ``keras.ops.dot_product_attention`` where
   the backend has a fused kernel that pays, two matrix products elsewhere; the other form is the one
@@ -122,6 +125,24 @@ def _normalization_training(name: str, precision: str, other: bool, batch: int, 
     if other:
         BatchNormalization.call = keras.layers.BatchNormalization.call
     return _image_training(name, precision, "float32", batch, size)
+
+
+def _layout(name: str, train: bool, other: bool, batch: int, size: int):
+    """A training step or a forward pass of a model of convolutions."""
+    import keras
+
+    import keras_hybrid as kh
+    from keras_hybrid import layers
+
+    if other:
+        for kind in ("Conv2D", "DepthwiseConv2D", "MaxPooling2D"):
+            method = "convolution_op" if kind == "Conv2D" else "call"
+            setattr(getattr(layers, kind), method, getattr(getattr(keras.layers, kind), method))
+    if train:
+        return _image_training(name, "float32", "float32", batch, size)
+    shape = (size, size, 3)
+    model = kh.create_model(name, include_top=False, input_shape=shape)
+    return _inference(model, (batch, *shape))
 
 
 def _image_training(name: str, precision: str, compared: str, batch: int, size: int):
@@ -344,6 +365,18 @@ COMPARISONS = {
         )
         for name, size in CONVOLUTIONAL.items()
         for step, precision in (("train", "float32"), ("train_bfloat16", "mixed_bfloat16"))
+    },
+    **{
+        f"{name}/{'train' if train else 'inference'}_layout": (
+            functools.partial(_layout, name, train, False),
+            functools.partial(_layout, name, train, True),
+            "the layout that the maps have",
+            "Keras's convolutions and pooling",
+            16,
+            size,
+        )
+        for name, size in CONVOLUTIONAL.items()
+        for train in (True, False)
     },
     "neighborhood_attention/inference": (
         functools.partial(_neighborhood, False),

@@ -55,6 +55,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.convolutional_vision_transformer import convolutional_stages
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["ATC"]
@@ -91,7 +92,7 @@ def separable_convolutions(x, name: str, *, closing_norm: bool):
     for i in range(2):
         # PyTorch's default for either convolution.
         bound = channels**-0.5
-        x = keras.layers.DepthwiseConv2D(
+        x = DepthwiseConv2D(
             3,
             padding="same",
             use_bias=False,
@@ -100,7 +101,7 @@ def separable_convolutions(x, name: str, *, closing_norm: bool):
         )(x)
         x = _batch_norm(f"{name}{i}_norm1")(x)
         x = keras.layers.Activation("gelu", name=f"{name}{i}_gelu")(x)
-        x = keras.layers.Conv2D(
+        x = Conv2D(
             channels,
             1,
             use_bias=False,

@@ -26,7 +26,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
-from keras_hybrid.layers.max_pooling import MaxPooling2D
+from keras_hybrid.layers.channels_last import Conv2D, MaxPooling2D
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 from keras_hybrid.layers.tokens import ClassToken
@@ -95,7 +95,7 @@ def convolutional_tokenizer(x, dim: int, kernel_size: int, num_convolutions: int
         if i:
             x = endpoint(x, total_stride)
         x = keras.layers.ZeroPadding2D(padding, name=f"tokenizer{i}_padding")(x)
-        x = keras.layers.Conv2D(
+        x = Conv2D(
             dim if i == num_convolutions - 1 else 64,
             kernel_size,
             strides=stride,
@@ -331,7 +331,7 @@ def ViTLite(
         std=CIFAR_STD,
     )
     check_patches(x, patch_size)
-    x = keras.layers.Conv2D(
+    x = Conv2D(
         dim, patch_size, strides=patch_size, kernel_initializer="he_normal", name="patch_embedding"
     )(x)
     return _compact(

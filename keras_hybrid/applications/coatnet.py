@@ -31,6 +31,7 @@ from keras_hybrid.applications.convolution import squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.position import RelativePositionBias
 
@@ -76,7 +77,7 @@ def _convolution(x, width: int, *, name: str, kernel_size: int = 1, stride=1, us
     if stride > 1:
         x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_padding")(x)
         padding = "valid"
-    return keras.layers.Conv2D(
+    return Conv2D(
         width,
         kernel_size,
         strides=stride,
@@ -116,7 +117,7 @@ def convolution_block(x, width, *, stride, expansion, se_ratio, drop_path, name)
     x = _batch_norm(_convolution(x, hidden, name=f"{name}_expand"), f"{name}_norm1", "gelu")
     if stride > 1:
         x = keras.layers.ZeroPadding2D(1, name=f"{name}_depthwise_padding")(x)
-    x = keras.layers.DepthwiseConv2D(
+    x = DepthwiseConv2D(
         3,
         strides=stride,
         padding="valid" if stride > 1 else "same",

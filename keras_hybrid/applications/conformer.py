@@ -39,7 +39,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import STEMS
-from keras_hybrid.layers.max_pooling import MaxPooling2D
+from keras_hybrid.layers.channels_last import Conv2D, MaxPooling2D
 from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.tokens import ClassToken
 
@@ -160,7 +160,7 @@ def _conv(x, channels: int, kernel_size: int, strides: int, name: str, *, bias=F
         x = keras.layers.ZeroPadding2D(padding, name=f"{name}_padding")(x)
     # Kaiming's, by fan-out; PyTorch's default for a bias.
     bound = (kernel_size**2 * x.shape[-1]) ** -0.5
-    return keras.layers.Conv2D(
+    return Conv2D(
         channels,
         kernel_size,
         strides=strides,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__: list[str] = []
@@ -64,13 +65,9 @@ def conv_norm(
     initializer = initializer.clone()
     common = {"strides": strides, "padding": padding, "use_bias": False, "name": f"{name}_conv"}
     if filters is None or groups == filters == x.shape[-1]:
-        x = keras.layers.DepthwiseConv2D(kernel_size, depthwise_initializer=initializer, **common)(
-            x
-        )
+        x = DepthwiseConv2D(kernel_size, depthwise_initializer=initializer, **common)(x)
     else:
-        x = keras.layers.Conv2D(
-            filters, kernel_size, groups=groups, kernel_initializer=initializer, **common
-        )(x)
+        x = Conv2D(filters, kernel_size, groups=groups, kernel_initializer=initializer, **common)(x)
     x = batch_norm(x, f"{name}_norm", epsilon)
     if activation == "prelu":
         return keras.layers.PReLU(
@@ -139,7 +136,7 @@ def squeeze_excitation(
     y = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
     steps = (("reduce", width, activation), ("expand", x.shape[-1], "sigmoid"))
     for step, channels, function in steps:
-        y = keras.layers.Conv2D(
+        y = Conv2D(
             channels,
             1,
             activation=function,

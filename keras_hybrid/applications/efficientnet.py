@@ -48,6 +48,7 @@ from keras_hybrid.applications.convolution import check_rows, squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["EfficientNet"]
@@ -139,7 +140,7 @@ def conv_bn(
     x, channels: int, kernel_size: int, *, strides=1, activation: str | None, momentum, name: str
 ):
     """Convolution without bias, batch normalisation, and an activation if there is one."""
-    x = keras.layers.Conv2D(
+    x = Conv2D(
         channels,
         kernel_size,
         strides=strides,
@@ -178,7 +179,7 @@ def inverted_bottleneck(
             momentum=momentum,
             name=f"{name}_expand",
         )
-    x = keras.layers.DepthwiseConv2D(
+    x = DepthwiseConv2D(
         kernel_size,
         strides=strides,
         padding="same",

@@ -23,6 +23,7 @@ from keras_hybrid.applications.base import CASIA_CLASSES, add_branch, build_mode
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 from keras_hybrid.layers.tokens import ClassToken
 
@@ -107,7 +108,7 @@ def face_encoder(
     ``patch_stride`` is counted in places of ``x``, ``stride`` in pixels of the image.
     """
     fan_in = patch_size**2 * x.shape[-1]
-    x = keras.layers.Conv2D(
+    x = Conv2D(
         dim,
         patch_size,
         strides=patch_stride,

@@ -32,6 +32,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.channels_last import Conv2D, channels_last
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import SinusoidalPositionEmbedding
@@ -88,7 +89,7 @@ class PatchConvolutions(keras.layers.Layer):
         self.image_channels = shape[-1]
         self.convolutions = []
         for i, width in enumerate(self.channels):
-            convolution = keras.layers.Conv2D(
+            convolution = Conv2D(
                 width,
                 self.kernel_size,
                 padding="same",
@@ -105,7 +106,7 @@ class PatchConvolutions(keras.layers.Layer):
     def call(self, inputs):
         x = ops.reshape(inputs, (-1, self.patch_size, self.patch_size, self.image_channels))
         for convolution in self.convolutions:
-            x = ops.max_pool(convolution(x), 2, strides=2, data_format="channels_last")
+            x = channels_last(ops.max_pool, convolution(x), 2, strides=2)
         return ops.reshape(ops.mean(x, axis=(1, 2)), (-1, inputs.shape[1], self.channels[-1]))
 
     def compute_output_shape(self, input_shape):

@@ -31,8 +31,8 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.convolution import conv_norm
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.channels_last import DepthwiseConv2D, MaxPooling2D
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
-from keras_hybrid.layers.max_pooling import MaxPooling2D
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import LearnedPositionEmbedding, RelativePositionBias
 
@@ -79,7 +79,7 @@ def _depthwise(x, grid: tuple[int, int], name: str):
     """X + depthwise 3×3 convolution of the tokens on their grid."""
     channels = x.shape[-1]
     y = keras.layers.Reshape((*grid, channels), name=f"{name}_map")(x)
-    y = keras.layers.DepthwiseConv2D(
+    y = DepthwiseConv2D(
         3,
         padding="same",
         depthwise_initializer=keras.initializers.TruncatedNormal(stddev=0.1),

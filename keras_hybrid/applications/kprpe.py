@@ -49,6 +49,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 
@@ -244,10 +245,6 @@ class KeypointRelativeBias(keras.layers.Layer):
         }
 
 
-def _initializer() -> keras.initializers.Initializer:
-    return keras.initializers.TruncatedNormal(stddev=0.02)
-
-
 def _batch_norm(epsilon: float, name: str) -> keras.layers.Layer:
     return BatchNormalization(epsilon=epsilon, momentum=0.9, name=name)
 
@@ -255,7 +252,7 @@ def _batch_norm(epsilon: float, name: str) -> keras.layers.Layer:
 def _landmark_head(x, channels: Sequence[int]):
     """Predict the landmarks, (batch, 5, 2) in (0, 1), from a normalised image."""
     for i, filters in enumerate(channels):
-        x = keras.layers.Conv2D(
+        x = Conv2D(
             filters,
             3,
             strides=2,
@@ -397,7 +394,7 @@ def KPRPE(
     grid_size = (x.shape[1] // patch_size, x.shape[2] // patch_size)
     # PyTorch's default for convolutions.
     limit = (patch_size**2 * x.shape[-1]) ** -0.5
-    x = keras.layers.Conv2D(
+    x = Conv2D(
         dim,
         patch_size,
         strides=patch_size,
@@ -441,7 +438,7 @@ def KPRPE(
             y = keras.layers.Dense(
                 width,
                 use_bias=False,
-                kernel_initializer=_initializer(),
+                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
                 name=f"{part}_projection",
             )(y)
             y = _batch_norm(2e-5, f"{part}_norm")(y)

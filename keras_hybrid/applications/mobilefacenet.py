@@ -34,6 +34,7 @@ from keras_hybrid.applications.convolution import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.channels_last import DepthwiseConv2D
 
 __all__ = ["MobileFaceNet"]
 
@@ -88,7 +89,7 @@ def _initializer() -> keras.initializers.Initializer:
 
 def global_depthwise(x, embedding_dim: int | None, embedding_bias: bool):
     """Weigh every position of every channel, then project: the paper's GDConv and linear 1×1."""
-    x = keras.layers.DepthwiseConv2D(
+    x = DepthwiseConv2D(
         tuple(x.shape[1:3]),
         padding="valid",
         use_bias=False,

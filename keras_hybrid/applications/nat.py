@@ -38,6 +38,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.windows import merge_windows, partition_windows
 
 __all__ = ["NAT"]
@@ -357,7 +358,7 @@ def neighborhood_block(
 def _convolution(x, width: int, name: str, *, use_bias: bool, strides: int = 2):
     """A convolution 3 × 3 that pads symmetrically and, by default, halves the map."""
     x = keras.layers.ZeroPadding2D(1, name=f"{name}_padding")(x)
-    return keras.layers.Conv2D(
+    return Conv2D(
         width,
         3,
         strides=strides,

@@ -30,7 +30,7 @@ from keras_hybrid.applications.convolution import squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights, Weights, keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
-from keras_hybrid.layers.max_pooling import MaxPooling2D
+from keras_hybrid.layers.channels_last import Conv2D, MaxPooling2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["ResNet"]
@@ -75,7 +75,7 @@ def convolution(x, channels: int, kernel_size: int, *, strides: int = 1, name: s
     """Apply a convolution without bias, padded alike on all sides, and batch normalisation."""
     if strides > 1 and kernel_size > 1:
         x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_padding")(x)
-    x = keras.layers.Conv2D(
+    x = Conv2D(
         channels,
         kernel_size,
         strides=strides,

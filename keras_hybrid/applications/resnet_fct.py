@@ -34,6 +34,7 @@ from keras_hybrid.applications.resnet import (
     stem_input,
     stem_layers,
 )
+from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.fully_convolutional import FullyConvolutionalTransformer
 
 __all__ = ["ResNetFCT"]
@@ -62,7 +63,7 @@ def add_descriptor(x, descriptor, project: str, name: str):
     initializer = "he_normal"
     width = descriptor.shape[-1]
     if project == "local":
-        x = keras.layers.Conv2D(
+        x = Conv2D(
             width, 1, use_bias=False, kernel_initializer=initializer, name=f"{name}_projection"
         )(x)
     else:
@@ -77,9 +78,7 @@ def add_descriptor(x, descriptor, project: str, name: str):
 def patch_embedding(x, channels: int, name: str):
     """Overlapping patches: a 3×3 convolution of stride 2, padded alike on all sides."""
     x = keras.layers.ZeroPadding2D(1, name=f"{name}_padding")(x)
-    return keras.layers.Conv2D(
-        channels, 3, strides=2, kernel_initializer="he_normal", name=f"{name}_patches"
-    )(x)
+    return Conv2D(channels, 3, strides=2, kernel_initializer="he_normal", name=f"{name}_patches")(x)
 
 
 def segment_means(tokens, lengths: Sequence[int]):

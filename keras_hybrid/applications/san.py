@@ -27,7 +27,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
-from keras_hybrid.layers.max_pooling import MaxPooling2D
+from keras_hybrid.layers.channels_last import Conv2D, MaxPooling2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["SAN", "PairwiseAttention", "PatchwiseAttention"]
@@ -133,7 +133,7 @@ class _FootprintAttention(keras.layers.Layer):
         self.value = self._convolution(input_shape, self.value_dim, "value")
 
     def _convolution(self, shape, channels, name, use_bias=True):
-        layer = keras.layers.Conv2D(
+        layer = Conv2D(
             channels,
             1,
             data_format="channels_last",
@@ -355,9 +355,7 @@ def _norm_relu(x, name: str):
 
 
 def _linear(x, channels: int, use_bias: bool, name: str):
-    return keras.layers.Conv2D(
-        channels, 1, use_bias=use_bias, kernel_initializer="he_normal", name=name
-    )(x)
+    return Conv2D(channels, 1, use_bias=use_bias, kernel_initializer="he_normal", name=name)(x)
 
 
 def attention_block(

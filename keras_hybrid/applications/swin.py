@@ -34,6 +34,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.position import RelativePositionBias
 from keras_hybrid.layers.windows import merge_windows, partition_windows
 
@@ -412,7 +413,7 @@ def Swin(
         std=IMAGENET_STD,
     )
     _check_size(x, patch_size, len(depths), window_size)
-    x = keras.layers.Conv2D(
+    x = Conv2D(
         dim,
         patch_size,
         strides=patch_size,

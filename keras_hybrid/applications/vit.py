@@ -19,6 +19,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 from keras_hybrid.layers.tokens import ClassToken
 
@@ -111,7 +112,7 @@ def ViT(
         input_tensor, input_shape, (224, 224, 3), include_preprocessing=include_preprocessing
     )
     check_patches(x, patch_size)
-    x = keras.layers.Conv2D(
+    x = Conv2D(
         dim,
         patch_size,
         strides=patch_size,

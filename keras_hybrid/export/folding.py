@@ -11,11 +11,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
 # The axes of the kernel that make up the output's channels, in their order.
 _CHANNEL_AXES = {
+    Conv2D: (3,),
     keras.layers.Conv2D: (3,),
+    DepthwiseConv2D: (2, 3),
     keras.layers.DepthwiseConv2D: (2, 3),
     keras.layers.Dense: (1,),
 }

@@ -1,6 +1,7 @@
 """Building blocks that two or more families share, and the margin heads."""
 
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D, MaxPooling2D
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.convolutional_projection import (
     ConvolutionalProjection,
@@ -8,7 +9,6 @@ from keras_hybrid.layers.convolutional_projection import (
 )
 from keras_hybrid.layers.fully_convolutional import FullyConvolutionalTransformer
 from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
-from keras_hybrid.layers.max_pooling import MaxPooling2D
 from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.partial_margin import PartialCosineClassifier
 from keras_hybrid.layers.pooling import SequencePooling
@@ -24,11 +24,13 @@ __all__ = [
     "ArcFace",
     "BatchNormalization",
     "ClassToken",
+    "Conv2D",
     "ConvolutionalAttention",
     "ConvolutionalProjection",
     "ConvolutionalProjectionAttention",
     "CosFace",
     "CosineClassifier",
+    "DepthwiseConv2D",
     "DropPath",
     "FullyConvolutionalTransformer",
     "ImageToPatches",

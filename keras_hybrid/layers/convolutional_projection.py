@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.layers.channels_last import DepthwiseConv2D, channels_last
 from keras_hybrid.layers.dot_product import attend, attention_map, on_cpu
 from keras_hybrid.layers.normalization import BatchNormalization
 
@@ -69,7 +70,7 @@ class ConvolutionalProjection(keras.layers.Layer):
             )
         self._padding = self.kernel_size // 2 if self._pads_by_hand() else 0
         bound = 1.0 / self.kernel_size
-        self.convolution = keras.layers.DepthwiseConv2D(
+        self.convolution = DepthwiseConv2D(
             self.kernel_size,
             strides=self.strides,
             padding="valid" if self._padding else "same",
@@ -116,7 +117,7 @@ class ConvolutionalProjection(keras.layers.Layer):
 
     def _thinned(self, x):
         """Return the convolution without its stride, thinned out: the same numbers."""
-        x = ops.depthwise_conv(x, self.convolution.kernel, data_format="channels_last")
+        x = channels_last(ops.depthwise_conv, x, self.convolution.kernel)
         return x[:, :: self.strides, :: self.strides, :]
 
     def _means(self, grid):
@@ -129,7 +130,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         if any(missing):
             # By hand: backends disagree about what lies beyond the border in padding="same".
             grid = ops.pad(grid, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-        means = ops.average_pool(grid, side, side, padding="valid", data_format="channels_last")
+        means = channels_last(ops.average_pool, grid, side, side, padding="valid")
         if any(missing):
             counts = np.outer(*present).reshape(1, len(present[0]), len(present[1]), 1)
             means = means * ops.cast((side**2 / counts).astype("float32"), means.dtype)

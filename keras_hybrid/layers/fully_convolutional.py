@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.dot_product import attend, attention_map
 from keras_hybrid.layers.normalization import BatchNormalization
 
@@ -106,7 +107,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
             )
         self.depthwise, self.norms, self.dense = [], [], []
         for name, stride in (("query", 1), ("key", self.key_stride), ("value", self.key_stride)):
-            convolution = keras.layers.DepthwiseConv2D(
+            convolution = DepthwiseConv2D(
                 3,
                 strides=stride,
                 padding="same",
@@ -167,7 +168,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
 
     def _convolution(self, shape, name, activation, dilation=1):
         # By name, Keras's GELU is the exact (erf) form.
-        layer = keras.layers.Conv2D(
+        layer = Conv2D(
             shape[-1],
             3,
             padding="same",

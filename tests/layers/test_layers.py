@@ -675,6 +675,35 @@ def test_drop_path_needs_a_rate_below_one(rate):
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("Conv2D", (6, 3), {"strides": 2, "padding": "same", "activation": "relu"}),
+        ("Conv2D", (6, (2, 3)), {"dilation_rate": 2, "use_bias": False}),
+        ("Conv2D", (4, 1), {"groups": 2, "activation": None}),
+        ("DepthwiseConv2D", (3,), {"strides": 2, "padding": "same", "activation": "relu"}),
+        ("DepthwiseConv2D", (2,), {"dilation_rate": 2, "depth_multiplier": 3, "use_bias": False}),
+        ("DepthwiseConv2D", ((3, 2),), {"padding": "same"}),
+    ],
+)
+def test_convolutions_are_keras_s_with_their_gradient(name, arguments, options, data_format):
+    if keras.backend.backend() == "tensorflow" and data_format == "channels_first":
+        pytest.skip("TensorFlow has no such convolutions on a CPU")
+    x = RANDOM.normal(size=(BATCH, WIDTH, 6, WIDTH)).astype("float32")
+    ours, theirs = (
+        getattr(of, name)(*arguments, data_format=data_format, **options)
+        for of in (layers, keras.layers)
+    )
+    randomised(ours, x.shape)
+    theirs.build(x.shape)
+    theirs.set_weights(ours.get_weights())
+    found = [value_and_gradient(lambda x, of=layer: of(x) ** 2, x) for layer in (ours, theirs)]
+    for our, their in zip(*found, strict=True):
+        np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-5 * np.abs(their).max())
+    assert ours.get_config() | {"name": ""} == theirs.get_config() | {"name": ""}
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(
     ("pool_size", "strides", "padding"),
     [(3, 2, "same"), (3, 2, "valid"), (2, 2, "same"), (4, 3, "same")],
 )
