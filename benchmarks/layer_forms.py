@@ -20,11 +20,9 @@ Comparisons:
 - ``neighborhood_attention/inference``: one layer of NAT at 56×56, two heads of 32. The obvious form
   gathers the k² keys and values of every query.
 - ``nat_mini/inference``: NAT-Mini beside Swin-T.
-- ``cvt_13_32/train``, ``atc_3/train``: a training step in mixed bfloat16. The other form thins out
-  keys and values by the stride of their depthwise convolution, as the zoo does everywhere else: on
-  a CPU its gradient in bfloat16 is slow.
-- ``cvt_13_32/train_border``: the same step. The other form leaves the border of grids that are
-  smaller than the kernel, 2×2 in its last stage, to the convolution.
+- ``cvt_13_32/train_depthwise`` and its like: a training step in mixed bfloat16. On a CPU the zoo
+  computes depthwise convolutions with strides, wide kernels or small maps in float32, since their
+  gradient in bfloat16 is slow; the other form leaves them in bfloat16.
 - ``mobilefacenet/train``, ``resnet50_cifar/train``, ``efficientnet_b0_face/train`` and the same in
   ``/train_bfloat16``: a training step, mostly convolutions. The other form is
   ``keras.layers.BatchNormalization``.
@@ -105,14 +103,12 @@ def _san_training(attention: str, unfold: bool, batch: int, size: int):
     return lambda: model.train_on_batch(images, labels), first
 
 
-def _projection_training(name: str, other: str | None, batch: int, size: int):
-    """A training step of a model with convolutional projections."""
-    from keras_hybrid.layers import convolutional_projection
+def _depthwise_training(name: str, other: bool, batch: int, size: int):
+    """A training step of a model with depthwise convolutions."""
+    from keras_hybrid.layers import channels_last
 
-    if other == "strided":
-        convolutional_projection.on_cpu = lambda x: False
-    elif other == "border":
-        convolutional_projection.ConvolutionalProjection._pads_by_hand = lambda s: s.strides > 1
+    if other:
+        channels_last.DepthwiseConv2D._is_slow_in_bfloat16 = lambda self, x: False
     return _image_training(name, "mixed_bfloat16", "mixed_bfloat16", batch, size)
 
 
@@ -322,6 +318,13 @@ def _token_training(model, batch: int):
 
 # Models with batch normalisation, and the side of the images that they are timed with.
 CONVOLUTIONAL = {"mobilefacenet": 112, "resnet50_cifar": 32, "efficientnet_b0_face": 112}
+# Models with strided depthwise convolutions; batch and side of the images.
+DEPTHWISE = (
+    ("cvt_13_32", 128, 32),
+    ("atc_3", 128, 32),
+    ("mobilefacenet", 16, 112),
+    ("efficientnet_b0_face", 16, 112),
+)
 # Name → (the zoo's form, the other form, what they are, batch, image size).
 COMPARISONS = {
     **{
@@ -336,24 +339,16 @@ COMPARISONS = {
         for attention in ("patchwise", "pairwise")
     },
     **{
-        f"{name}/train": (
-            functools.partial(_projection_training, name, None),
-            functools.partial(_projection_training, name, "strided"),
-            "thinned out after the convolution",
-            "a convolution with a stride",
-            128,
-            32,
+        f"{name}/train_depthwise": (
+            functools.partial(_depthwise_training, name, False),
+            functools.partial(_depthwise_training, name, True),
+            "slow depthwise convolutions in float32",
+            "all in bfloat16",
+            batch,
+            size,
         )
-        for name in ("cvt_13_32", "atc_3")
+        for name, batch, size in DEPTHWISE
     },
-    "cvt_13_32/train_border": (
-        functools.partial(_projection_training, "cvt_13_32", None),
-        functools.partial(_projection_training, "cvt_13_32", "border"),
-        "a grid with a border",
-        "a convolution that adds the border",
-        128,
-        32,
-    ),
     **{
         f"{name}/{step}": (
             functools.partial(_normalization_training, name, precision, False),
@@ -416,9 +411,7 @@ COMPARISONS = {
 }
 
 IN_BFLOAT16 = (
-    "cvt_13_32/train",
-    "atc_3/train",
-    "cvt_13_32/train_border",
+    *(f"{name}/train_depthwise" for name, *_ in DEPTHWISE),
     *(f"{name}/train_bfloat16" for name in CONVOLUTIONAL),
 )
 

@@ -2,12 +2,15 @@
 
 Keras 3.15 on PyTorch copies such maps to channels first, convolutions even back again, on the way
 in and in the gradient. PyTorch needs no copy: it takes a transposed view and keeps the layout. On
-other backends, and for channels-first maps, these are Keras's layers; arguments, weights and
-results are Keras's everywhere (``docs/performance.md`` has what it gains).
+other backends, and for channels-first maps, these are Keras's layers but for what they say
+themselves; arguments, weights and results are Keras's everywhere (``docs/performance.md`` has what
+is gained).
 """
 
 import keras
 from keras import ops
+
+from keras_hybrid.layers.dot_product import on_cpu
 
 __all__ = ["Conv2D", "DepthwiseConv2D", "MaxPooling2D", "channels_last"]
 
@@ -44,22 +47,46 @@ class Conv2D(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """``keras.layers.DepthwiseConv2D`` without copies on PyTorch."""
+    """``keras.layers.DepthwiseConv2D`` without copies on PyTorch, and trained fast in bfloat16.
 
-    def call(self, inputs):
-        if not _keras_copies(self):
+    On a CPU oneDNN, which TensorFlow and PyTorch call, has no fast gradient in bfloat16 of strides,
+    of kernels wider than 3 and of maps smaller than the kernel: such are trained in float32 there,
+    and rounded once, as oneDNN does itself.
+
+    Call arguments:
+        inputs: Shape (batch, height, width, channels).
+        training: Whether there will be a gradient.
+
+    Returns:
+        Tensor of shape (batch, new height, new width, channels · depth_multiplier).
+    """
+
+    def call(self, inputs, training=None):
+        single = bool(training) and self._is_slow_in_bfloat16(inputs)
+        if not (single or _keras_copies(self)):
             return super().call(inputs)
+        dtype = "float32" if single else self.compute_dtype
         x = channels_last(
             ops.depthwise_conv,
-            inputs,
-            self.kernel,
+            ops.cast(inputs, dtype),
+            ops.cast(self.kernel, dtype),
             strides=self.strides,
             padding=self.padding,
             dilation_rate=self.dilation_rate,
         )
+        x = ops.cast(x, self.compute_dtype)
         if self.use_bias:
             x = ops.add(x, self.bias)
         return x if self.activation is None else self.activation(x)
+
+    def _is_slow_in_bfloat16(self, x) -> bool:
+        if self.compute_dtype != "bfloat16" or self.data_format != "channels_last":
+            return False
+        if keras.backend.backend() == "jax" or not on_cpu(x):
+            return False
+        sides = zip(x.shape[1:3], self.kernel_size, strict=True)
+        is_small = any(side is not None and side < kernel for side, kernel in sides)
+        return is_small or max(self.strides) > 1 or max(self.kernel_size) > 3
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_hybrid.layers.channels_last import DepthwiseConv2D, channels_last
-from keras_hybrid.layers.dot_product import attend, attention_map, on_cpu
+from keras_hybrid.layers.dot_product import attend, attention_map
 from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["ConvolutionalProjection", "ConvolutionalProjectionAttention"]
@@ -68,7 +68,8 @@ class ConvolutionalProjection(keras.layers.Layer):
                 f"grid_size={self.grid_size} has {cells} cells and class_token="
                 f"{self.class_token}, but the input has {tokens} tokens."
             )
-        self._padding = self.kernel_size // 2 if self._pads_by_hand() else 0
+        # Keras pads strided convolutions on one side.
+        self._padding = self.kernel_size // 2 if self.strides > 1 else 0
         bound = 1.0 / self.kernel_size
         self.convolution = DepthwiseConv2D(
             self.kernel_size,
@@ -97,28 +98,6 @@ class ConvolutionalProjection(keras.layers.Layer):
     def _output_grid(self) -> tuple[int, int]:
         height, width = (-(-n // self.strides) for n in self.grid_size)
         return height, width
-
-    def _pads_by_hand(self) -> bool:
-        """Whether the grid gets its border in the call instead of in the convolution.
-
-        Keras pads strided convolutions on one side. On grids smaller than the kernel oneDNN's
-        gradient takes fifty times as long with its own border as on a grid that has one
-        (``benchmarks/layer_forms.py``).
-        """
-        return self.strides > 1 or min(self.grid_size) < self.kernel_size
-
-    def _strides_slowly(self, x) -> bool:
-        """Whether the convolution has a stride in bfloat16 on a CPU.
-
-        There, on PyTorch and TensorFlow, oneDNN's gradient of a depthwise convolution with a stride
-        takes tens of times as long as of one without (``benchmarks/layer_forms.py``).
-        """
-        return self.strides > 1 and self.compute_dtype == "bfloat16" and on_cpu(x)
-
-    def _thinned(self, x):
-        """Return the convolution without its stride, thinned out: the same numbers."""
-        x = channels_last(ops.depthwise_conv, x, self.convolution.kernel)
-        return x[:, :: self.strides, :: self.strides, :]
 
     def _means(self, grid):
         """Return the means of squares of ``strides`` tokens, of fewer at an odd border."""
@@ -150,7 +129,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         if self._padding:
             border = (self._padding, self._padding)
             x = ops.pad(x, ((0, 0), border, border, (0, 0)))
-        x = self._thinned(x) if training and self._strides_slowly(x) else self.convolution(x)
+        x = self.convolution(x, training=training)
         x = self.linear(tokens(self.norm(x, training=training)))
         if self.shortcut and self.strides > 1:
             grid = self._means(grid)

@@ -475,25 +475,42 @@ def test_convolutional_projection_attention_is_the_formula(options):
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("strides", [2, 3])
-def test_a_stride_in_bfloat16_is_trained_as_without_its_faster_path(strides, monkeypatch):
-    from keras_hybrid.layers import convolutional_projection
-
-    grid = (4, 5)
-    layer = layers.ConvolutionalProjection(grid, strides=strides, dtype="mixed_bfloat16")
-    x = RANDOM.normal(size=(BATCH, 20, WIDTH)).astype("float32")
-    layer.build(x.shape)
-    statistics_too(layer)
-    layer.norm.trainable = False  # JAX could not update its statistics under a gradient of ours
-    found = {}
-    for on_cpu in (True, False):
-        monkeypatch.setattr(convolutional_projection, "on_cpu", lambda x, here=on_cpu: here)
-        found[on_cpu] = value_and_gradient(
-            lambda x: ops.cast(layer(x, training=True), "float32") ** 2, x
+@pytest.mark.parametrize(
+    ("arguments", "options", "is_slow"),
+    [
+        ((3,), {"strides": 2, "padding": "same"}, True),
+        ((5,), {"padding": "same", "use_bias": False}, True),
+        ((3,), {"padding": "same"}, False),
+    ],
+    ids=["strided", "wide", "fast"],
+)
+def test_a_depthwise_convolution_in_bfloat16_may_be_trained_in_float32(
+    arguments, options, is_slow, monkeypatch
+):
+    layer = layers.DepthwiseConv2D(*arguments, dtype="mixed_bfloat16", **options)
+    x = RANDOM.normal(size=(BATCH, 6, 7, WIDTH)).astype("float32")
+    randomised(layer, x.shape)
+    is_chosen = keras.backend.backend() != "jax" and is_slow
+    assert layer._is_slow_in_bfloat16(ops.convert_to_tensor(x)) is is_chosen
+    found = []
+    for chosen in (is_chosen, False):
+        monkeypatch.setattr(layer, "_is_slow_in_bfloat16", lambda x, chosen=chosen: chosen)
+        y = layer(x, training=True)
+        assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
+        found.append(
+            value_and_gradient(lambda x: ops.cast(layer(x, training=True), "float32") ** 2, x)
         )
-    for fast, plain in zip(found[True], found[False], strict=True):
-        assert np.abs(plain).max() > 1
-        np.testing.assert_allclose(fast, plain, atol=0.02 * np.abs(plain).max())
+    for ours, theirs in zip(*found, strict=True):
+        assert np.abs(theirs).max() > 1
+        np.testing.assert_allclose(ours, theirs, atol=0.02 * np.abs(theirs).max())
+
+
+def test_a_map_smaller_than_the_kernel_is_trained_in_float32_where_bfloat16_is_asked_for():
+    layer = layers.DepthwiseConv2D(3, padding="same", dtype="mixed_bfloat16")
+    is_chosen = keras.backend.backend() != "jax"
+    for side, expected in ((2, is_chosen), (3, False)):
+        assert layer._is_slow_in_bfloat16(ops.ones((1, side, 3, 2))) is expected
+    assert not layers.DepthwiseConv2D(3)._is_slow_in_bfloat16(ops.ones((1, 2, 2, 2)))
 
 
 def test_convolutional_projection_names_what_does_not_fit():
