@@ -719,6 +719,34 @@ def test_convolutions_are_keras_s_with_their_gradient(name, arguments, options, 
     assert ours.get_config() | {"name": ""} == theirs.get_config() | {"name": ""}
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="others copy nothing")
+@pytest.mark.parametrize("name", ["Conv2D", "DepthwiseConv2D", "MaxPooling2D"])
+def test_no_map_is_copied_on_pytorch(name):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Copies(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            is_map = "clone" in str(function) and args[0].numel() >= BATCH * 8 * 6 * WIDTH
+            self.count += is_map
+            return function(*args, **(kwargs or {}))
+
+    x = RANDOM.normal(size=(BATCH, 8, 6, WIDTH)).astype("float32")
+    counts = {}
+    for of in (layers, keras.layers):
+        arguments = (4, 3) if name == "Conv2D" else (3,)
+        layer = getattr(of, name)(
+            *arguments, strides=2, padding="same", data_format="channels_last"
+        )
+        layer(x)
+        with Copies() as copies:
+            value_and_gradient(lambda x, of=layer: of(x) ** 2, x)
+        # One copy is `value_and_gradient`'s own, of what it differentiates.
+        counts[of] = copies.count - 1
+    assert counts[layers] == 0 < counts[keras.layers]
+
+
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize(
     ("pool_size", "strides", "padding"),
