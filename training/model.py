@@ -152,7 +152,8 @@ def begin_with_trained(recipe: Recipe, model, train) -> None:
     """Give a model the recipe's initial weights, if it has any, and say which layers have none.
 
     Centres of classes that are not the file's begin with the mean embedding of the class
-    (``keras_hybrid.transfer.imprint``).
+    (``keras_hybrid.transfer.imprint``). Which classes the file has says the ``results.json`` of its
+    run beside it; without one, as many classes are the same ones.
 
     Args:
         recipe: Whose ``initial_weights`` are a .keras file.
@@ -165,10 +166,12 @@ def begin_with_trained(recipe: Recipe, model, train) -> None:
     if recipe.initial_weights is None:
         return
     import keras_hybrid as kh
-    from keras_hybrid.cli.reading import load_model
+    from keras_hybrid.cli.reading import load_model, recorded_classes
 
     path = pathlib.Path(recipe.initial_weights)
     source = load_model(path)
+    head = model.layers[-1]
+    first = head.get_weights()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the layers that are named below
         left = kh.transfer_weights(source, model, skip_mismatch=True)
@@ -178,12 +181,16 @@ def begin_with_trained(recipe: Recipe, model, train) -> None:
             f"initial_weights={str(path)!r}: no layer of model {source.name!r} fits one of "
             f"{model.name!r}."
         )
+    names = recorded_classes(path)
+    if names and head.name not in left and names != [str(name) for name in train.class_names]:
+        head.set_weights(first)
+        left.append(head.name)
     rest = f"; {len(left)} begin anew: {', '.join(left)}" if left else ""
     print(
         f"{len(layers) - len(left)} of {len(layers)} layers have weights of {path}{rest}.",
         flush=True,
     )
-    if "predictions" in left and recipe.loss != "cross_entropy":
+    if head.name in left and recipe.loss != "cross_entropy":
         kh.transfer.imprint(model, *_class_means(recipe, model, train))
         print(f"Classes begin with the mean embedding of {IMPRINTED} images each.", flush=True)
 

@@ -71,9 +71,10 @@ class Recipe:
         initial_weights: A .keras file of another run, or of ``keras-hybrid convert``, that training
             begins with: every layer whose name and shapes agree, at any image size
             (``keras_hybrid.transfer_weights``). Layers that the file lacks begin anew and are
-            named, as does the classifier of another number of classes; the centres of a loss with
-            a margin then begin with the classes' mean embeddings
-            (``keras_hybrid.transfer.imprint``). ``None``: from scratch.
+            named, as does the classifier of other classes, by number or by name in the
+            ``results.json`` beside the file; the centres of a loss with a margin then begin with
+            the classes' mean embeddings (``keras_hybrid.transfer.imprint``). ``None``: from
+            scratch.
         data: Training images: a folder, .zip, .csv, .npz, .rec, ``tfds:NAME`` or
             ``synthetic:IDENTITIESxIMAGES`` (``keras_hybrid.data.open_source``).
         images: For a .csv: the folder or .zip its files are relative to.

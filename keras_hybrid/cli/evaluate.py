@@ -18,6 +18,7 @@ from keras_hybrid.cli.reading import (
     load_model,
     open_source,
     read_results,
+    recorded_classes,
 )
 
 
@@ -157,10 +158,9 @@ def _check_names(names: list[str], given: argparse.Namespace) -> None:
     from keras_hybrid.data.files import some
 
     file = given.model.parent / RESULTS
-    trained = read_results(file).get("class_names") if file.is_file() else None
-    if not isinstance(trained, list) or len(trained) != len(names):  # no record, or another model's
+    trained = recorded_classes(given.model)
+    if trained is None or len(trained) != len(names):  # no record, or another model's
         return
-    trained = [str(name) for name in trained]
     numbers = [str(number) for number in range(len(names))]
     if set(trained) != set(names) and numbers in (trained, names):  # which are nobody's names
         return

@@ -97,3 +97,10 @@ def read_results(file: Path) -> dict[str, Any]:
     if not isinstance(results, dict):
         raise ValueError(f"{file} is not the record of a run: it holds no JSON object.")
     return results
+
+
+def recorded_classes(model: Path) -> list[str] | None:
+    """Return the names of classes in the record of the run that a model is of, if there is one."""
+    file = model.parent / RESULTS
+    names = read_results(file).get("class_names") if file.is_file() else None
+    return [str(name) for name in names] if isinstance(names, list) else None

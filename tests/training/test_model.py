@@ -1,5 +1,8 @@
 import dataclasses
+import json
+import pathlib
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -216,6 +219,22 @@ def test_the_same_classes_keep_their_classifier_and_another_size_interpolates(tr
         for a, b in zip(model.get_layer(name).get_weights(), expected[name], strict=True):
             np.testing.assert_array_equal(a, b)
     assert model.get_layer("position_embedding").get_weights()[0].shape[1] == 1 + 16
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("is_known", [True, False])
+def test_as_many_other_people_have_centres_of_their_own(trained, is_known, tmp_path, capsys):
+    path, expected = trained
+    path = pathlib.Path(shutil.copy(path, tmp_path))
+    recipe = dataclasses.replace(TINY, initial_weights=str(path), data="synthetic:4x5")
+    images, _ = train.load_data(recipe)
+    names = images.class_names if is_known else ["Ada", "Emmy", "Grace", "Sophie"]
+    (tmp_path / "results.json").write_text(json.dumps({"class_names": names}))
+    model = build_model(recipe, 4, 4)
+    begin_with_trained(recipe, model, images)
+    assert ("1 begin anew: predictions." in capsys.readouterr().out) is not is_known
+    (centers,) = model.get_layer("predictions").get_weights()
+    assert np.allclose(centers, expected["predictions"][0]) is is_known
 
 
 @pytest.mark.any_backend
