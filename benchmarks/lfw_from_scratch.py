@@ -8,6 +8,7 @@ file. An interrupted run goes on when the same command is given again.
 
     python benchmarks/lfw_from_scratch.py --data faces.zip --lfw lfw.zip --epochs 20 \
         --precision mixed_bfloat16
+    python benchmarks/lfw_from_scratch.py --model mobilefacenet --data faces.zip --lfw lfw.zip
 
 The LFW folder or archive holds pairs.txt (View 2) and pairsDevTest.txt (View 1).
 """
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder, .zip or .csv of identities")
     parser.add_argument("--lfw", required=True, help="folder or .zip of LFW with its pair lists")
     parser.add_argument("--recipe", default="facerec_small")
+    parser.add_argument("--model", help="in place of the recipe's")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -73,8 +75,10 @@ def main() -> None:
     from training import train
     from training.recipe import load_recipe
 
+    recipe = load_recipe(given.recipe)
     recipe = dataclasses.replace(
-        load_recipe(given.recipe),
+        recipe,
+        model=given.model or recipe.model,
         data=given.data,
         test_fraction=0.05,
         image_size=given.image_size,

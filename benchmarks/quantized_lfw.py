@@ -28,7 +28,7 @@ sys.path[0] = str(ROOT)
 from benchmarks.quantizer_recipes import CALIBRATION, RECIPES, quantize  # noqa: E402
 from benchmarks.run_exported import open_litert  # noqa: E402
 
-EXPORTED = ("float32", "float16", "dynamic", "int8")
+EXPORTED = ("float32", "float16", "dynamic", "int8", "int8_cpu")
 KINDS = ("keras", *EXPORTED)
 COMPARED = 8
 COLUMNS = (
