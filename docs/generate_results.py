@@ -8,6 +8,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import keras_hybrid as kh
 from training.run_table import RESULTS
 from training.tables import TABLES
 
@@ -26,6 +27,16 @@ are from before each layer drew initial weights of its own ([CHANGELOG](../CHANG
 an Intel Xeon from after.
 """
 
+# Columns of verification by their heads; those that no run of a table has are left out.
+VERIFIED = {
+    "LFW": "lfw",
+    "its sd over folds": "lfw_std",
+    "LFW with mirror image": "lfw_flip",
+    "AUC": "lfw_auc",
+    "XNorm": "lfw_xnorm",
+    **{name: name.lower().replace("-", "_") for name in kh.data.list_verification_sets()[1:]},
+}
+PLAIN = ("lfw_auc", "lfw_xnorm")  # no percentages
 # What makes runs with different seeds one line of the table.
 SAME = ("model", "data", "images", "image_size", "epochs", "precision", "backend")
 
@@ -60,9 +71,9 @@ def _lines(name: str, table) -> list[str]:
             f"{row} {table.published[row]:.2f}" for row in table.rows if row in table.published
         ]
         return [f"Not run yet. Published: {', '.join(published)}." if published else "Not run yet."]
-    verified = any(run["lfw"] for run in runs)
-    head = ["model", "published", "top-1", "with mirror image", "top-5"]
-    head += ["LFW", "LFW with mirror image"] if verified else []
+    head = ["model", f"published {table.published_are}", "top-1", "with mirror image", "top-5"]
+    verified = {name: column for name, column in VERIFIED.items() if _is_there(column, runs)}
+    head += verified
     head += ["data", "images", "size", "parameters", "epochs", "seeds", "minutes a run", "on"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     key = [*table.rows, *dict.fromkeys(run["model"] for run in runs)].index
@@ -71,13 +82,13 @@ def _lines(name: str, table) -> list[str]:
         group = list(group)
         first = group[0]
         published = table.published.get(first["model"])
-        figures = ["top1", "top1_flip", "top5", *(["lfw", "lfw_flip"] if verified else [])]
         hardware = " and ".join(dict.fromkeys(run["hardware"] for run in group))
         minutes = statistics.mean(float(run["seconds"]) for run in group) / 60
         cells = [
             f"`{first['model']}`",
             "" if published is None else f"{published:.2f}",
-            *(_percent([run[figure] for run in group]) for figure in figures),
+            *(_figure(column, group) for column in ("top1", "top1_flip", "top5")),
+            *(_figure(column, group) for column in verified.values()),
             first["data"],
             f"{int(first['images']):,}",
             first["image_size"],
@@ -92,8 +103,13 @@ def _lines(name: str, table) -> list[str]:
     return [*lines, "", "\n\n".join(paragraphs)] if table.remarks else lines
 
 
-def _percent(texts: list[str]) -> str:
-    values = [100 * float(text) for text in texts if text]
+def _is_there(column: str, runs: list[dict[str, str]]) -> bool:
+    return any(run.get(column) for run in runs)
+
+
+def _figure(column: str, runs: list[dict[str, str]]) -> str:
+    factor = 1 if column in PLAIN else 100
+    values = [factor * float(run[column]) for run in runs if run.get(column)]
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""

@@ -142,6 +142,11 @@ class Recipe:
         pairs_images: For a list of pairs: the folder or .zip of its images.
         pairs_landmarks: For a list of pairs: a table of its images' landmarks
             (``keras_hybrid.data.read_landmarks``), if the model takes them.
+        verification_sets: Sets that the trained model is verified on, as ``LFW=lfw.bin
+            CFP_FP=cfp_fp.bin``: names of ``keras_hybrid.data.list_verification_sets()``, with
+            hyphens or underscores, and the file, or FILE,IMAGES for a list of pairs and the folder
+            or .zip of its images (``keras_hybrid.data.read_verification_set``, which compares the
+            file with the set's protocol).
         pairs_every: Epochs between verifications of the pairs during training, whose accuracy, its
             deviation, area under the ROC and XNorm join the logs, and whose ROC curves the report
             shows in one figure; 0: only at the end.
@@ -196,6 +201,7 @@ class Recipe:
     pairs: str | None = None
     pairs_images: str | None = None
     pairs_landmarks: str | None = None
+    verification_sets: dict[str, Any] = dataclasses.field(default_factory=dict)
     pairs_every: int = 0
     export: str = "none"
 
@@ -329,6 +335,11 @@ class Recipe:
                 f"export must be 'none' for {model}: files are written of models with one input; "
                 f"got {self.export!r}."
             )
+        if self.verification_sets:
+            raise ValueError(
+                f"verification_sets have no landmarks, which {model} needs: give one of them as "
+                f"pairs with pairs_landmarks; got {self.verification_sets!r}."
+            )
         if self.pairs is not None and self.pairs_landmarks is None:
             raise ValueError(
                 f"pairs need pairs_landmarks, a table of their images' landmarks, for {model}, "
@@ -359,7 +370,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(Recipe):
         option = f"--{field.name.replace('_', '-')}"
         description = descriptions.get(field.name, "")  # `python -OO` leaves none
-        if field.name in ("model_arguments", "data_options", "augmentation"):
+        if getattr(field.type, "__origin__", None) is dict:
             description += " Added to the recipe's, key by key."
             group.add_argument(option, nargs="+", metavar="KEY=VALUE", help=description)
         else:

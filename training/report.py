@@ -50,6 +50,7 @@ def finish(
     train,
     test,
     pairs,
+    verification_sets: dict,
     history: list[dict],
     seconds: float,
     settings: dict,
@@ -63,6 +64,7 @@ def finish(
         train: Training images or their source, for calibration.
         test: Test images of the same identities.
         pairs: ``PairList`` of people it was not trained on, or ``None``.
+        verification_sets: Further ones, by the name of their set.
         history: Logs of each epoch.
         seconds: Training time, validation included.
         settings: The recipe's values and the backend.
@@ -154,6 +156,19 @@ def finish(
                 stages, out / "roc_over_training.png"
             )
         figures["Scores of the pairs"] = evaluation.plot_scores(verified, out / "scores.png")
+    if verification_sets:
+        results["verification_sets"] = found = {}
+        for name, set_pairs in verification_sets.items():
+            single = evaluation.evaluate_pairs(model, set_pairs)
+            mirrored = evaluation.evaluate_pairs(model, set_pairs, flip=True)
+            found[name] = {
+                "single crop": single.to_dict(),
+                "crop and mirror image": mirrored.to_dict(),
+            }
+        tables["Verification sets"] = {
+            name: {crops: _accuracy(result) for crops, result in by_crops.items()}
+            for name, by_crops in found.items()
+        }
     _write_results(results, out)  # before the export, which may fail in any way
     if recipe.export != "none":
         results["export"] = _export(recipe, model, train, out)
@@ -171,6 +186,10 @@ def finish(
     )
     _print_table(tables, report)
     return results
+
+
+def _accuracy(result: dict) -> str:
+    return f"{result['accuracy']:.2%} ± {result['accuracy_std']:.2%}"
 
 
 def _write_results(results: dict, out: pathlib.Path) -> None:

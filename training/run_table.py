@@ -24,11 +24,14 @@ from collections.abc import Iterator
 if __package__ in (None, ""):  # run as a file: find the packages beside this folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+from benchmarks.table import append_row, start_table
 from training import train
 from training.recipe import Recipe, add_overrides, load_recipe, with_overrides
 from training.tables import TABLES, Table
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+# Accuracies, single crop, of the sets of ``--verification-sets`` besides LFW.
+SETS = ("sllfw", "calfw", "cplfw", "talfw", "cfp_fp", "agedb_30")
 COLUMNS = (
     "model",
     "seed",
@@ -41,6 +44,9 @@ COLUMNS = (
     "lfw",
     "lfw_std",
     "lfw_flip",
+    "lfw_auc",
+    "lfw_xnorm",
+    *SETS,
     "parameters",
     "classes",
     "images",
@@ -69,7 +75,6 @@ def row_recipe(table: Table, name: str, given: argparse.Namespace, seed: int) ->
 
 def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) -> None:
     """Run what is missing of a table, one run after the other."""
-    from benchmarks.table import append_row
     from training.report import raise_failed_exports
 
     for recipe, key in missing_runs(given, file):
@@ -77,20 +82,34 @@ def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) 
         print(f"{model}, seed {seed}", flush=True)
         folder = out / f"{model}_{seed}"
         results = train.run(recipe, folder, verbose=2)
-        verified = results.get("verification", {})
         append_row(
             file,
             COLUMNS,
             {
                 **results,
                 **key,
-                "lfw": verified.get("accuracy"),
-                "lfw_std": verified.get("accuracy_std"),
-                "lfw_flip": results.get("verification_flip", {}).get("accuracy"),
+                **verified(results),
                 "hardware": given.hardware,
             },
         )
         raise_failed_exports(results, folder)
+
+
+def verified(results: dict) -> dict[str, float]:
+    """Return the columns of verification: of the pairs, or else of the verification set LFW."""
+    sets = {
+        name.lower().replace("-", "_"): (found["single crop"], found["crop and mirror image"])
+        for name, found in results.get("verification_sets", {}).items()
+    }
+    if "verification" in results:
+        sets["lfw"] = results["verification"], results["verification_flip"]
+    columns = {name: single["accuracy"] for name, (single, _) in sets.items()}
+    if "lfw" in sets:
+        single, mirrored = sets["lfw"]
+        columns["lfw_flip"] = mirrored["accuracy"]
+        for figure in ("accuracy_std", "auc", "xnorm"):
+            columns[f"lfw_{figure.removeprefix('accuracy_')}"] = single[figure]
+    return columns
 
 
 def run_side_by_side(
@@ -101,10 +120,7 @@ def run_side_by_side(
     Raises:
         ChildProcessError: If any of them failed; the others are run all the same.
     """
-    from benchmarks.table import start_table
-
     runs = dict.fromkeys((key["model"], key["seed"]) for _, key in missing_runs(given, file))
-    start_table(file, COLUMNS)  # now: of two runs that end together both would write its header
     out.mkdir(parents=True, exist_ok=True)
     environment = {
         # JAX would take three quarters of a GPU's memory for the first run.
@@ -237,6 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = pathlib.Path(given.out or f"runs/{table.stem}{'_reduced' if given.reduced else ''}")
 
     def action() -> None:
+        start_table(table, COLUMNS)  # now: a file that does not fit must not cost a run its row
         if given.jobs == 1:
             run_table(given, table, out)
         else:

@@ -23,7 +23,7 @@ from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, wi
 LOG = logging.getLogger("training")
 
 # Fields that change nothing of what training computes: a run may be continued with others.
-CHANGEABLE = ("checkpoint_steps", "export", "patience", "workers")
+CHANGEABLE = ("checkpoint_steps", "export", "patience", "verification_sets", "workers")
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recipe]:
@@ -112,18 +112,37 @@ def load_pairs(recipe: Recipe):
     return data.read_pairs(recipe.pairs, recipe.pairs_images, landmarks=recipe.pairs_landmarks)
 
 
+def load_verification_sets(recipe: Recipe) -> dict:
+    """Return the ``PairList`` of each of the recipe's verification sets, by its name in papers.
+
+    Raises:
+        ValueError: If a set is not known, or its file is not what its protocol says.
+    """
+    from keras_hybrid import data
+
+    return {
+        data.verification_set_info(name).name: data.read_verification_set(
+            name, *str(where).split(",", 1)
+        )
+        for name, where in recipe.verification_sets.items()
+    }
+
+
 def check(recipe: Recipe) -> None:
     """Look at what can be wrong with a recipe before its data, which may take long, are read.
 
     Raises:
-        ValueError: If the model, its arguments, its initial weights or arguments of the
-            augmentation do not exist.
+        ValueError: If the model, its arguments, its initial weights, arguments of the augmentation
+            or a verification set do not exist.
         ImportError: If a format of ``export`` needs what is not installed.
     """
+    from keras_hybrid.data import verification_set_info
     from training.report import check_export
 
     check_export(recipe)
     check_model(recipe)
+    for name in recipe.verification_sets:
+        verification_set_info(name)
     build_augmentation(recipe, classes=2)
 
 
@@ -369,6 +388,7 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
     check(recipe)
     train, test = load_data(recipe)
     pairs = load_pairs(recipe)
+    verification_sets = load_verification_sets(recipe)
     # After the data: what a reader imports on its first use may draw from Python's generator.
     keras.utils.set_random_seed(recipe.seed)
     classes = len(train.class_names)
@@ -394,7 +414,18 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
             pairs=pairs,
         )
         model.save(out / "last.keras")
-        return finish(recipe, model, train, test, pairs, history, seconds, settings, out)
+        return finish(
+            recipe,
+            model,
+            train,
+            test,
+            pairs,
+            verification_sets,
+            history,
+            seconds,
+            settings,
+            out,
+        )
 
 
 @contextlib.contextmanager

@@ -172,7 +172,8 @@ class _Chain:
             }
             for layer in self.layers:
                 data = layer(data, training=True)
-        return keras.ops.cast(data["images"], _DTYPE), data["labels"]
+        # Keras's saturation leaves the range.
+        return keras.ops.clip(keras.ops.cast(data["images"], _DTYPE), 0, 255), data["labels"]
 
 
 def _random_states(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -224,7 +225,8 @@ def image_augmentation(
         shift: Largest shift, as a fraction of the side; black outside.
         scale: Largest relative change of size.
         rotation: Largest rotation in degrees; black outside.
-        jitter: Largest relative change of brightness, contrast and saturation.
+        jitter: Largest change of brightness, as a share of 255, and largest relative change of
+            contrast and saturation.
         rand_augment: Magnitude of :class:`RandAugment` with two operations, in [0, 10], 0 for none.
             It comes before Keras's layers.
         erasing: Probability that a rectangle is erased.
@@ -273,7 +275,12 @@ def image_augmentation(
     if scale:
         layers.append(make.RandomZoom(scale, **outside))
     if jitter:
-        factors = {f"{kind}_factor": jitter for kind in ("brightness", "contrast", "saturation")}
+        # A lone number would only raise contrast; saturation is multiplied by f / (1 - f).
+        factors = {
+            "brightness_factor": (-jitter, jitter),
+            "contrast_factor": (jitter, jitter),
+            "saturation_factor": ((1 - jitter) / (2 - jitter), (1 + jitter) / (2 + jitter)),
+        }
         layers.append(make.RandomColorJitter((0, 255), **factors, **common))
     if erasing:
         layers.append(make.RandomErasing((erasing, erasing), **common))

@@ -113,19 +113,111 @@ def test_mixing_ends_after_its_epochs():
         augment(images, labels, seed=7)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="compiles for half a minute")
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"rand_augment": 9, "resized_crop": 0.5},
-        {"flip_vertical": True, "shift": 0.1, "scale": 0.1, "jitter": 0.2},
-    ],
+# Keras's own layers, which are the same code on all backends.
+slow_on_jax = pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="compiles for half a minute"
 )
-def test_the_other_layers_change_images_and_keep_their_range(arguments):
+
+
+@slow_on_jax
+def test_rand_augment_and_the_crop_keep_the_range():
     images, labels = photographs(4)
-    changed, _ = arrays(image_augmentation(12, 4, **arguments)(images, labels, seed=1))
+    augment = image_augmentation(12, 4, rand_augment=9, resized_crop=0.5)
+    changed, _ = arrays(augment(images, labels, seed=1))
     assert np.abs(changed - images).max() > 1
     assert changed.min() >= 0 and changed.max() <= 255
+
+
+@pytest.mark.parametrize(("arguments", "axis"), [({}, 2), ({"flip_vertical": True}, 1)])
+def test_half_of_the_images_are_mirrored_or_turned_upside_down(arguments, axis):
+    images, labels = photographs(200)
+    changed, _ = arrays(image_augmentation(12, flip=axis == 2, **arguments)(images, labels))
+    mirrored = (changed == np.flip(images, axis)).all((1, 2, 3))
+    np.testing.assert_array_equal(changed[~mirrored], images[~mirrored])
+    assert abs(mirrored.sum() - 100) < 40  # more than five standard deviations
+
+
+def spots(changed):
+    """Light of each image, and where its centre is from the image's, in pixels: (row, column)."""
+    light = changed[..., 0] / 255
+    middle = (light.shape[1] - 1) / 2
+    offsets = np.arange(light.shape[1]) - middle
+    total = light.sum((1, 2))
+    rows = (light.sum(2) * offsets).sum(1) / total
+    columns = (light.sum(1) * offsets).sum(1) / total
+    return total, np.stack([rows, columns], 1)
+
+
+def spot(row, column, count=200, size=41, side=5):
+    """White squares on black."""
+    images = np.zeros((count, size, size, 3), np.uint8)
+    half = side // 2
+    images[:, row - half : row + half + 1, column - half : column + half + 1] = 255
+    return images, np.zeros(count, int)
+
+
+@slow_on_jax
+def test_shifts_reach_their_share_of_the_side_in_all_directions():
+    changed, _ = arrays(image_augmentation(41, flip=False, shift=0.2)(*spot(20, 20)))
+    total, centres = spots(changed)
+    np.testing.assert_allclose(total, 25, rtol=1e-3)
+    for along in centres.T:
+        assert np.abs(along).max() <= 0.2 * 41 + 0.01
+        assert along.min() < -0.15 * 41 and along.max() > 0.15 * 41
+
+
+@slow_on_jax
+def test_changes_of_size_are_relative_and_about_the_middle():
+    images = spot(20, 20, side=15)
+    total, centres = spots(arrays(image_augmentation(41, flip=False, scale=0.2)(*images))[0])
+    np.testing.assert_allclose(centres, 0, atol=0.05)
+    sides = np.sqrt(total) / 15
+    # Keras draws the change of the field of view: 1 / 1.2 to 1 / 0.8.
+    assert 1 / 1.2 - 0.02 < sides.min() < 0.88 and 1.17 < sides.max() < 1 / 0.8 + 0.02
+
+
+@slow_on_jax
+def test_rotations_keep_the_distance_and_reach_their_angle_both_ways():
+    changed, _ = arrays(image_augmentation(41, flip=False, rotation=30)(*spot(20, 32)))
+    _, centres = spots(changed)
+    np.testing.assert_allclose(np.hypot(*centres.T), 12, atol=0.3)
+    angles = np.degrees(np.arctan2(*centres.T))
+    assert np.abs(angles).max() < 31 and angles.min() < -24 and angles.max() > 24
+
+
+@slow_on_jax
+def test_jitter_reaches_its_share_of_brightness_contrast_and_saturation():
+    augment = image_augmentation(8, flip=False, jitter=0.2)
+
+    def jittered(*halves):
+        images = np.zeros((400, 8, 8, 3), np.uint8)
+        images[:, :4], images[:, 4:] = halves
+        changed, _ = arrays(augment(images, np.zeros(400, int)))
+        assert changed.min() >= 0 and changed.max() <= 255
+        assert np.ptp(changed[:, :4], (1, 2)).max() < 1e-3  # each half stays one colour
+        return changed[:, 0, 0], changed[:, 7, 0]
+
+    colour, _ = jittered((150, 100, 100), (150, 100, 100))
+    light, dark = jittered((160, 160, 160), (100, 100, 100))
+    for changes in (
+        (colour.max(1) - 150) / 255,  # brightness
+        (colour.max(1) - colour.min(1)) / 50 - 1,  # saturation: contrast leaves one colour alone
+        (light - dark)[:, 0] / 60 - 1,  # contrast: saturation leaves greys alone
+    ):
+        assert -0.201 < changes.min() < -0.17 and 0.17 < changes.max() < 0.201
+    jittered((0, 200, 0), (250, 0, 10))  # which a larger saturation would take below zero
+
+
+@slow_on_jax
+def test_erasing_fills_a_rectangle_of_some_images():
+    images = np.full((200, 16, 16, 3), 77, np.uint8)
+    changed, _ = arrays(image_augmentation(16, flip=False, erasing=0.5)(images, np.arange(200)))
+    erased = (changed != 77).any(-1)
+    hit = erased.any((1, 2))
+    assert abs(hit.sum() - 100) < 40
+    for mask in erased[hit]:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
 
 
 def test_half_precision_policy_does_not_coarsen_images():

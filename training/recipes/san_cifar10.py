@@ -12,7 +12,8 @@ Measured: at a reduced size, 390 updates on a tenth of the images at 16×16, 17 
 From the report's own code: SGD at 0.03 with momentum 0.9, no schedule, 250 epochs, batches of 512,
 crops with padding, flips, colour jitter 0.2, rotations of 10°, shifts and scales of a tenth.
 PyTorch's SGD adds the weight decay of 1e-4 to the gradient, where a momentum of 0.9 repeats it
-tenfold; Keras's is decoupled, so it is 1e-3 here.
+tenfold; Keras's is decoupled, so it is 1e-3 here. Deviation: brightness moves by up to 0.2 of the
+range, where PyTorch's jitter multiplies by up to 1.2.
 """
 
 from training.recipe import Recipe
