@@ -193,9 +193,11 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Add to the history and write a checkpoint at the next epoch's start."""
+        seconds = self.seconds + time.monotonic() - self._since
+        if logs is not None:
+            logs["seconds"] = seconds  # for the callbacks after this one, too
         logs = {key: float(value) for key, value in (logs or {}).items()}
-        now = time.monotonic()
-        self.history.append({"epoch": epoch, **logs, "seconds": self.seconds + now - self._since})
+        self.history.append({"epoch": epoch, **logs, "seconds": seconds})
         if "val_accuracy" in logs and logs["val_accuracy"] >= max(
             row.get("val_accuracy", -1.0) for row in self.history
         ):

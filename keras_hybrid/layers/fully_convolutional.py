@@ -113,7 +113,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
                 padding="same",
                 data_format="channels_last",
                 use_bias=False,
-                depthwise_initializer=self._initializer(),
+                depthwise_initializer=self._depthwise_initializer(),
                 dtype=self.dtype_policy,
                 name=f"{name}_depthwise",
             )
@@ -146,6 +146,14 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
 
     def _initializer(self):
         return self.kernel_initializer.clone()
+
+    def _depthwise_initializer(self):
+        initializer = self._initializer()
+        is_scaled = isinstance(initializer, keras.initializers.VarianceScaling)
+        if is_scaled and initializer.mode == "fan_in":
+            # Keras takes all channels for inputs of a depthwise kernel, of which each sees one.
+            initializer.mode = "fan_out"
+        return initializer
 
     def _norm(self, shape, epsilon, name):
         options = {"epsilon": epsilon, "dtype": self.dtype_policy, "name": name}

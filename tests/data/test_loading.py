@@ -206,6 +206,19 @@ def test_a_resumed_run_sees_what_the_uninterrupted_run_saw(workers, lazy, augmen
     assert (resumed.epoch, resumed.start_batch) == (1, 0)
 
 
+def test_another_seed_and_another_epoch_are_another_order_of_the_same_images():
+    images, labels = np.arange(100, dtype=np.float32).reshape(100, 1, 1, 1), np.arange(100)
+
+    def order(seed, epoch):
+        batches = Batches(images, labels, 10, seed=seed, epoch=epoch)
+        return np.concatenate([batches[i][1] for i in range(10)]).tolist()
+
+    orders = [order(0, 0), order(0, 1), order(1, 0), order(1, 1)]
+    assert all(sorted(found) == labels.tolist() != found for found in orders)
+    assert len({tuple(found) for found in orders}) == 4
+    assert order(1, 0) == orders[2]
+
+
 def test_batches_may_be_asked_for_in_any_order_and_twice():
     images, labels = arrays()
     expected = everything(Batches(images, labels, 4, augment=face_augmentation()))

@@ -760,3 +760,21 @@ def test_max_pooling_is_keras_s_with_its_gradient(pool_size, strides, padding, d
         found.append((numpy(layer(x)), *value_and_gradient(lambda x, pool=layer: pool(x) ** 2, x)))
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("linear", [True, False])
+def test_kaiming_s_weights_go_by_the_inputs_that_an_output_sees(linear):
+    """He et al. 2015: the variance is two over the weights that are summed to one output."""
+    layer = layers.FullyConvolutionalTransformer(
+        1, linear=linear, convolution=linear, dilations=(1, 2) if linear else ()
+    )
+    layer.build((None, 4, 4, 128))
+    kernels = {v.path: v for v in layer.trainable_variables if v.name == "kernel"}
+    assert len(kernels) == (3 + 4 + 1 + 2 + 1 if linear else 4)
+    for path, kernel in kernels.items():
+        summed = kernel.shape[0] if len(kernel.shape) == 2 else 9
+        if len(kernel.shape) == 4 and "depthwise" not in path:
+            summed *= 128
+        expected = np.sqrt(2 / summed)
+        assert np.std(keras.ops.convert_to_numpy(kernel)) == pytest.approx(expected, rel=0.08), path

@@ -151,6 +151,40 @@ def test_one_cycle_rises_in_three_tenths_and_falls_to_almost_nothing():
     assert sorted(rates[:31]) == rates[:31] and sorted(rates[31:], reverse=True) == rates[31:]
 
 
+@pytest.mark.any_backend
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon", "sgd"])
+def test_gradients_are_clipped_by_their_norm_over_all_variables(optimizer):
+    """SGD without momentum moves all weights together by the rate times that norm."""
+    recipe = dataclasses.replace(
+        TINY,
+        optimizer=optimizer,
+        schedule="constant",
+        learning_rate=1.0,
+        momentum=0.0,
+        weight_decay=0.0,
+        clip_norm=0.25,
+    )
+    assert build_optimizer(recipe, 4).global_clipnorm == 0.25
+    assert build_optimizer(dataclasses.replace(recipe, clip_norm=None), 4).global_clipnorm is None
+    if optimizer != "sgd":
+        return
+    images, labels = data.synthetic_identities(4, 4, image_size=TINY.image_size)
+
+    def movement(clip_norm):
+        keras.utils.set_random_seed(0)
+        model = build_model(dataclasses.replace(recipe, clip_norm=clip_norm), 4, 4)
+        before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+        model.train_on_batch(images.astype("float32"), labels)
+        after = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+        squares = [((b - a) ** 2).sum() for a, b in zip(before, after, strict=True)]
+        return float(np.sqrt(sum(squares)))
+
+    free = movement(None)
+    assert free > 1  # else nothing is clipped
+    assert movement(0.25) == pytest.approx(0.25, rel=1e-3)
+    assert movement(2 * free) == pytest.approx(free, rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """TINY's network for 4 identities with weights of its own: its file and its layers' weights."""

@@ -38,6 +38,71 @@ def test_the_papers_hyperparameters_are_those_of_its_figure_3():
         assert (recipe.image_size, recipe.loss, recipe.restart_factor) == (256, "arcface", 1.0)
 
 
+# What the papers, or their authors' code, say of a run.
+PAPERS = {
+    "cct_7_3x1_cifar10": {
+        "optimizer": "adamw",
+        "learning_rate": 5.5e-4,
+        "weight_decay": 6e-2,
+        "batch_size": 128,
+        "epochs": 300,
+        "warmup_epochs": 10.0,
+        "schedule": "cosine",
+        "label_smoothing": 0.1,
+        "augmentation": {
+            "resized_crop": 0.8,
+            "rand_augment": 9.0,
+            "mixup": 0.8,
+            "cutmix": 1.0,
+            "mixing_epochs": 175,
+        },
+    },
+    "resnet_fct_cifar10": {
+        "optimizer": "adam",
+        "learning_rate": 1e-2,
+        "schedule": "one_cycle",
+        "weight_decay": 1e-4,
+        "clip_norm": 1.0,
+        "batch_size": 128,
+        "epochs": 200,
+        "augmentation": {"crop_padding": 4, "flip_vertical": True},
+    },
+    "san_cifar10": {
+        "optimizer": "sgd",
+        "learning_rate": 0.03,
+        "momentum": 0.9,
+        "schedule": "constant",
+        "batch_size": 512,
+        "epochs": 250,
+        "weight_decay": 1e-3,
+    },
+    "face_transformer": {
+        "optimizer": "adamw",
+        "learning_rate": 3e-4,
+        "weight_decay": 0.05,
+        "loss": "cosface",
+        "margin": 0.35,
+        "scale": 64.0,
+        "batch_size": 480,
+    },
+    "efficientvit_face": {
+        "optimizer": "adamw",
+        "learning_rate": 3e-5,
+        "schedule": "constant",
+        "weight_decay": 0.05,
+        "loss": "cosface",
+        "batch_size": 256,
+        "epochs": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_other_papers_hyperparameters_are_theirs(name):
+    recipe = load_recipe(name)
+    assert {field: getattr(recipe, field) for field in PAPERS[name]} == PAPERS[name]
+
+
 def test_values_are_converted_to_the_type_of_their_field():
     recipe = override("--epochs", "3", "--learning-rate", "2e-4", "--augment", "none")
     assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, "none")

@@ -23,7 +23,7 @@ from keras_hybrid import data
 from keras_hybrid.applications.kprpe import ALIGNED_LANDMARKS
 from tests import cases
 from tests.data.test_recordio import insightface, picture, write
-from training import checkpoint, report, train
+from training import checkpoint, report, run_table, train
 from training.checkpoint import verified_stages
 from training.model import build_model
 from training.recipe import Recipe
@@ -556,6 +556,109 @@ def test_a_whole_run_writes_results_and_a_report(tmp_path):
     assert written["class_names"] == [f"synthetic_{i:05d}" for i in range(4)]
     model = keras.models.load_model(tmp_path / "last.keras")
     assert model.count_params() == results["parameters"]
+
+
+def test_tensorboard_s_log_has_the_times_of_each_epoch(tmp_path):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the log is written with TensorFlow's writer")
+    accumulation = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train.run(TINY, tmp_path, verbose=0)
+    log = accumulation.EventAccumulator(
+        str(tmp_path / "tensorboard" / "train"), size_guidance={"tensors": 0}
+    ).Reload()
+    with (tmp_path / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    for name in ("loss", "accuracy", "images_per_second", "seconds"):
+        events = log.Tensors(f"epoch_{name}")
+        assert [event.step for event in events] == [0, 1]
+        written = [float(_tensor(event)) for event in events]
+        assert written == pytest.approx([float(row[name]) for row in history], rel=1e-5)
+
+
+def _tensor(event):
+    import tensorflow as tf
+
+    return tf.make_ndarray(event.tensor_proto)
+
+
+@pytest.fixture
+def tiny_sets(tmp_path, monkeypatch):
+    """A list of LFW and a .bin of CFP-FP with two folds of two and two pairs, as if it were so."""
+    known = data.verification_sets._SETS
+    changed = (dataclasses.replace(one, same=4, different=4, folds=2) for one in known)
+    monkeypatch.setattr(data.verification_sets, "_SETS", tuple(changed))
+    image_module = pytest.importorskip("PIL.Image")
+    lines = ["2\t2"]
+    for fold in range(2):
+        names = [f"p{2 * fold}", f"p{2 * fold + 1}"]
+        lines += [f"{name}\t1\t2" for name in names]
+        lines += [f"{names[0]}\t{i}\t{names[1]}\t{i}" for i in (1, 2)]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    pixels, people = data.synthetic_identities(4, 2, image_size=16)
+    for i, (image, person) in enumerate(zip(pixels, people, strict=True)):
+        folder = tmp_path / "lfw" / f"p{person}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image_module.fromarray(np.asarray(image)).save(folder / f"p{person}_{i % 2 + 1:04d}.png")
+    content = ([picture(i) for i in range(16)], [True, True, False, False] * 2)
+    (tmp_path / "cfp_fp.bin").write_bytes(pickle.dumps(content, 2))
+    return {
+        "LFW": f"{tmp_path / 'pairs.txt'},{tmp_path / 'lfw'}",
+        "cfp_fp": str(tmp_path / "cfp_fp.bin"),
+    }
+
+
+@pytest.mark.any_backend
+def test_verification_sets_are_judged_by_name_at_the_end(tiny_sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    recipe = dataclasses.replace(TINY, epochs=1, verification_sets=tiny_sets)
+    results = train.run(recipe, tmp_path / "run", verbose=0)
+    found = results["verification_sets"]
+    assert list(found) == ["LFW", "CFP-FP"]
+    model = keras.models.load_model(tmp_path / "run" / "last.keras")
+    for name, where in tiny_sets.items():
+        pairs = data.read_verification_set(name, *where.split(","))
+        for crops, flip in (("single crop", False), ("crop and mirror image", True)):
+            expected = kh.evaluation.evaluate_pairs(model, pairs, flip=flip).to_dict()
+            written = found[data.verification_set_info(name).name][crops]
+            assert written["pairs"] == 8 and written["accuracy"] == expected["accuracy"]
+            assert written["auc"] == pytest.approx(expected["auc"])
+    assert "Verification sets" in (tmp_path / "run" / "report.html").read_text()
+    # The columns of a table: LFW's from the set where there are no pairs, else from these.
+    columns = run_table.verified(results)
+    lfw = found["LFW"]
+    assert columns["lfw"] == lfw["single crop"]["accuracy"]
+    assert columns["lfw_std"] == lfw["single crop"]["accuracy_std"]
+    assert columns["lfw_flip"] == lfw["crop and mirror image"]["accuracy"]
+    assert columns["lfw_xnorm"] == lfw["single crop"]["xnorm"]
+    assert columns["lfw_auc"] == lfw["single crop"]["auc"]
+    assert columns["cfp_fp"] == found["CFP-FP"]["single crop"]["accuracy"]
+    assert set(columns) <= set(run_table.COLUMNS)
+    pairs = {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95, "xnorm": 20.0}
+    given = {**results, "verification": pairs, "verification_flip": {"accuracy": 0.91}}
+    assert run_table.verified(given)["lfw_flip"] == 0.91
+
+
+@pytest.mark.any_backend
+def test_a_table_has_a_column_for_each_verification_set():
+    names = [name.lower().replace("-", "_") for name in data.list_verification_sets()]
+    assert names == ["lfw", *run_table.SETS]
+
+
+@pytest.mark.any_backend
+def test_verification_sets_that_are_not_so_stop_before_training(tiny_sets, tmp_path):
+    for sets, message in (
+        ({"ijb_c": "ijbc.bin"}, "'ijb_c' is no verification set; known: LFW"),
+        ({"LFW": tiny_sets["cfp_fp"], "talfw": "x.txt"}, r"TALFW is read from a \.bin file"),
+        ({"CALFW": "pairs_CALFW.txt"}, "the folder or .zip of the images"),
+    ):
+        recipe = dataclasses.replace(TINY, verification_sets=sets)
+        with pytest.raises(ValueError, match=message):
+            train.run(recipe, tmp_path / "run", verbose=0)
+    (tmp_path / "short.bin").write_bytes(pickle.dumps(([picture(0)] * 8, [True, False] * 2), 2))
+    recipe = dataclasses.replace(TINY, verification_sets={"lfw": str(tmp_path / "short.bin")})
+    with pytest.raises(ValueError, match=r"LFW has 8 pairs, but .*short\.bin has 4"):
+        train.run(recipe, tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.any_backend
