@@ -1,5 +1,6 @@
 """The command line, run in this process."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -158,6 +159,7 @@ def test_version(capsys):
         (["evaluate", "m.keras", "--pairs", "a.zip", "--pairs-images", "x"], "holds its images"),
         (["evaluate", "m.keras", "--data", "x", "--pairs-images", "x"], "belong together"),
         (["evaluate", "m.keras", "--data", "x", "--threshold", "0.3"], "belongs to --pairs"),
+        (["evaluate", "m.keras", "--data", "x", "--verification-set", "LFW"], "belongs to --pairs"),
         (["evaluate", "m.keras", "--data", "x", "--seed", "1"], "belongs to --test-fraction"),
         (["evaluate", "m.keras", "--data", "x", "--seed", "-1"], "'-1' is not 0 or a positive"),
         (
@@ -722,6 +724,21 @@ def test_verify_uses_what_evaluate_measured(capsys, folder, face, lonely_model):
     measured = json.loads((lonely_model.parent / "results.json").read_text())
     _, out, _ = run(capsys, "verify", face(0, 1), face(0, 2), "--model", lonely_model, "--json")
     assert json.loads(out)["threshold"] == measured["verification"]["threshold"]
+
+
+def test_evaluate_compares_pairs_with_the_protocol_of_their_set(capsys, folder, monkeypatch):
+    command = (
+        "evaluate", folder / "model.keras", "--pairs", folder / "pairs.txt", "--pairs-images",
+        folder / "faces", "--verification-set",
+    )  # fmt: skip
+    assert "LFW has 6000 pairs, but" in failure(capsys, *command, "lfw")
+    assert "'LFV' is no verification set; known: LFW, SLLFW" in failure(capsys, *command, "LFV")
+    known = kh.data.verification_set_info("LFW")
+    same = dataclasses.replace(known, same=8, different=8, folds=2)
+    monkeypatch.setattr(kh.data.verification_sets, "_SETS", (same,))
+    status, out, err = run(capsys, *command, "LFW")
+    assert status == 0, err
+    assert "Verification of 16 pairs" in out
 
 
 def test_evaluate_judges_at_a_given_threshold(capsys, folder, tmp_path):

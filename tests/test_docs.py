@@ -59,6 +59,17 @@ def test_generated_pages_are_what_their_scripts_write(script):
     assert generate.PAGE.read_text() == generate.page(), f"run python docs/{script}"
 
 
+def test_tables_of_results_within_pages_are_what_their_script_writes():
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate_tables.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    texts = {path: path.read_text() for path in generate.PAGES}
+    for path, text in texts.items():
+        assert text == generate.page(path), "run python docs/generate_tables.py"
+    shown = [block["name"] for text in texts.values() for block in generate.BLOCK.finditer(text)]
+    assert sorted(shown) == sorted(generate.MAKERS)
+
+
 def test_the_tables_of_scale_are_those_of_the_benchmark():
     from benchmarks import scale_plan
 

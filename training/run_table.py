@@ -78,6 +78,7 @@ def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) 
     from training.report import raise_failed_exports
 
     for recipe, key in missing_runs(given, file):
+        start_table(file, COLUMNS)  # now: a file that does not fit must not cost a run its row
         model, seed = key["model"], key["seed"]
         print(f"{model}, seed {seed}", flush=True)
         folder = out / f"{model}_{seed}"
@@ -121,6 +122,7 @@ def run_side_by_side(
         ChildProcessError: If any of them failed; the others are run all the same.
     """
     runs = dict.fromkeys((key["model"], key["seed"]) for _, key in missing_runs(given, file))
+    start_table(file, COLUMNS)  # now: of two runs that end together both would write its header
     out.mkdir(parents=True, exist_ok=True)
     environment = {
         # JAX would take three quarters of a GPU's memory for the first run.
@@ -253,7 +255,6 @@ def main(arguments: list[str] | None = None) -> int:
     out = pathlib.Path(given.out or f"runs/{table.stem}{'_reduced' if given.reduced else ''}")
 
     def action() -> None:
-        start_table(table, COLUMNS)  # now: a file that does not fit must not cost a run its row
         if given.jobs == 1:
             run_table(given, table, out)
         else:

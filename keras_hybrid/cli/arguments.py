@@ -249,6 +249,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="for a model that takes landmarks: a table of those of a list's images",
     )
     group.add_argument(
+        "--verification-set",
+        metavar="NAME",
+        help="what the pairs are, such as LFW, CFP-FP or AgeDB-30: stop if they are not as many as "
+        "its protocol has",
+    )
+    group.add_argument(
         "--threshold",
         type=_number(-1, 1),
         help="judge at this cosine; by default each fold is judged at the best of the others",
@@ -456,6 +462,7 @@ def _check_evaluate(given: argparse.Namespace) -> None:
         ("test_fraction", "data"),
         ("seed", "test_fraction"),
         ("pairs_landmarks", "pairs_images"),
+        ("verification_set", "pairs"),
         ("threshold", "pairs"),
     ):
         if getattr(given, option) is not None and getattr(given, owner) is None:

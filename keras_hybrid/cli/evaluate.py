@@ -49,7 +49,12 @@ def run_evaluate(given: argparse.Namespace) -> None:
         from keras_hybrid import data
 
         check_embedding(model, given.model)
-        pairs = data.read_pairs(given.pairs, given.pairs_images, landmarks=given.pairs_landmarks)
+        files, landmarks = (given.pairs, given.pairs_images), given.pairs_landmarks
+        if given.verification_set is None:
+            pairs = data.read_pairs(*files, landmarks=landmarks)
+        else:
+            known = given.verification_set
+            pairs = data.read_verification_set(known, *files, landmarks=landmarks)
     if given.data is not None:
         results["classification"] = _identification(given, model, size)
     verified = None
