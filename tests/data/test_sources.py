@@ -243,6 +243,14 @@ def test_every_colour_mode_becomes_rgb(tmp_path, name, mode):
     assert image.min() > 240
 
 
+@pytest.mark.parametrize("name", ["cmyk.jpg", "cmyk.tif"])
+def test_inks_become_the_colours_that_they_print(tmp_path, name):
+    colour = (200, 30, 90)
+    write_image(tmp_path / "ann" / name, colour, mode="CMYK")
+    assert Image.open(tmp_path / "ann" / name).mode == "CMYK"
+    assert np.abs(FolderSource(tmp_path).read(0).astype(int) - colour).max() < 12
+
+
 def test_transparency_is_shown_over_white(tmp_path):
     (tmp_path / "ann").mkdir()
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "ann" / "0.png")
