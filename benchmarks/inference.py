@@ -16,6 +16,7 @@ whose calls would take more than the budget is left out; its row has the reason.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -197,7 +198,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     panels = drawing.subplots(1, len(models), squeeze=False, sharey=True)[0]
     runtimes = list(dict.fromkeys((row["runtime"], row["backend"]) for row in rows))
     for axes, model in zip(panels, models, strict=True):
-        for (runtime, backend), marker in zip(runtimes, MARKERS, strict=False):
+        for (runtime, backend), marker in zip(runtimes, itertools.cycle(MARKERS), strict=False):
             curve = [
                 (row["batch"], 1e3 * row["batch"] / row["cpu_milliseconds"])
                 for row in rows

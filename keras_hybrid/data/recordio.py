@@ -52,6 +52,8 @@ _START = np.dtype(
     ]
 )
 _HEADER_SIZE = 24  # flag to id2
+# Of an index's records, beyond which the index, or the file, is taken for the wrong one.
+_MOST_DAMAGED = 0.1
 _CHUNK = 1 << 16
 
 
@@ -71,10 +73,13 @@ class RecordIOSource(ImageSource):
         classes: Number of classes where there is no ``property``: labels must lie in
             [0, classes) and are kept.
 
+    A damaged record within a file with an index is reported and left out, as long as nine in ten
+    are whole.
+
     Raises:
-        ValueError: If the file or its index is cut off or damaged, a record that is announced is
-            missing, a label is no class, or ``property`` is malformed. An image that cannot be
-            decoded raises only when it is read.
+        ValueError: If the file or its index is cut off, either is damaged beyond that, a record
+            that is announced is missing, a label is no class, or ``property`` is malformed. An
+            image that cannot be decoded raises only when it is read.
     """
 
     def __init__(
@@ -95,12 +100,13 @@ class RecordIOSource(ImageSource):
             keys, offsets = _read_index(index, path, len(data))
         else:
             offsets = _walk(data, path)
-        starts, sizes = _read_starts(data, offsets, keys, path)
+        starts, sizes, is_whole = _read_starts(data, offsets, keys, path)
         if keys is None:
             keys = starts["id"].astype(np.int64)
             if len(np.unique(keys)) < len(keys):  # ids that nobody set
                 keys = np.arange(len(keys))
-        rows = _image_rows(data, offsets, keys, starts, sizes, path)
+        whole, damaged = np.flatnonzero(is_whole), keys[~is_whole]
+        rows = whole[_image_rows(keys[whole], starts[whole], sizes[whole], damaged, path)]
         self._file = _File(path)
         self._keys = keys[rows]
         self._offsets = offsets[rows]
@@ -250,6 +256,10 @@ def _padded(length: int) -> int:
     return _PART.size + -(-length // 4) * 4
 
 
+class _EndOfFile(ValueError):
+    """A record goes on beyond the end of its file."""
+
+
 def _part(magic: int, place_and_length: int, offset: int, is_open: bool) -> tuple[int, bool]:
     """A part's length, and whether another follows; ``is_open``: whether one came before."""
     if magic != _MAGIC:
@@ -268,12 +278,12 @@ def _read_record(read: Callable[[int, int], bytes], offset: int) -> bytes:
     while is_open or not parts:
         start = read(offset, _PART.size)
         if len(start) < _PART.size:
-            raise ValueError(f"the file ends at byte {offset + len(start)}, within the record")
+            raise _EndOfFile(f"the file ends at byte {offset + len(start)}, within the record")
         length, is_open = _part(*_PART.unpack(start), offset, is_open)
         taken = _padded(length) - _PART.size
         content = read(offset + _PART.size, taken)
         if len(content) < taken:
-            raise ValueError(f"the file ends within the {taken} bytes of the part at byte {offset}")
+            raise _EndOfFile(f"the file ends within the {taken} bytes of the part at byte {offset}")
         parts.append(content[:length])
         offset += _padded(length)
     return struct.pack("<I", _MAGIC).join(parts)
@@ -281,11 +291,13 @@ def _read_record(read: Callable[[int, int], bytes], offset: int) -> bytes:
 
 def _read_starts(
     data: np.ndarray, offsets: np.ndarray, keys: np.ndarray | None, path: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """The records' first bytes, of type ``_START``, and the sizes of their images, checked."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The records' first bytes, of type ``_START``, the sizes of their images, which are whole."""
 
     def name(row: int) -> str:
         return f"{path}, {'record' if keys is None else 'key'} {row if keys is None else keys[row]}"
+
+    damaged: dict[int, str] = {}
 
     starts = np.empty(len(offsets), _START)
     content = starts.view(np.uint8).reshape(len(offsets), _START.itemsize)
@@ -303,34 +315,54 @@ def _read_starts(
         try:
             record = _read_record(lambda at, size: data[at : at + size].tobytes(), offsets[row])
         except ValueError as error:
-            raise ValueError(f"{name(row)}: {error}.") from error
+            is_cut_off = isinstance(error, _EndOfFile) and offsets[row] == offsets.max()
+            if keys is None or is_cut_off:
+                raise ValueError(f"{name(row)}: {error}.") from error
+            damaged[int(row)] = str(error)
+            lengths[row], starts["flag"][row] = _HEADER_SIZE, 0
+            continue
         lengths[row] = len(record)
         content[row, _PART.size :] = np.frombuffer(
             record.ljust(_START.itemsize)[: _START.itemsize - _PART.size], np.uint8
         )
     sizes = lengths - _HEADER_SIZE - 4 * starts["flag"].astype(np.int64)
-    wrong = np.flatnonzero((lengths < _HEADER_SIZE) | (sizes < 0))
-    if len(wrong):
-        row = wrong[0]
+    for row in np.flatnonzero((lengths < _HEADER_SIZE) | (sizes < 0)):
         what = f" and {starts['flag'][row]} labels" if lengths[row] >= _HEADER_SIZE else ""
-        raise ValueError(
-            f"{name(row)}: {lengths[row]} bytes are too few for an image record's header{what}."
+        damaged[int(row)] = f"{lengths[row]} bytes are too few for an image record's header{what}"
+    is_whole = np.ones(len(offsets), bool)
+    if damaged:
+        row = min(damaged)
+        if keys is None or len(damaged) > _MOST_DAMAGED * len(offsets):
+            count = f" ({len(damaged)} of {len(offsets)} records are damaged)"
+            raise ValueError(f"{name(row)}: {damaged[row]}{count if len(damaged) > 1 else ''}.")
+        is_whole[list(damaged)] = False
+        _LOGGER.warning(
+            "%s: %d of %d records are damaged and left out: %s",
+            path,
+            len(damaged),
+            len(offsets),
+            some([f"key {keys[row]}, {damaged[row]}" for row in sorted(damaged)]),
         )
-    return starts, sizes
+    return starts, sizes, is_whole
 
 
 def _image_rows(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    keys: np.ndarray,
-    starts: np.ndarray,
-    sizes: np.ndarray,
-    path: Path,
+    keys: np.ndarray, starts: np.ndarray, sizes: np.ndarray, damaged: np.ndarray, path: Path
 ) -> np.ndarray:
-    """Which records are images, in the order of their keys or, without a header, of the file."""
+    """Which records are images, in the order of their keys or, without a header, of the file.
+
+    Args:
+        keys: Of the whole records, as ``starts`` and ``sizes``.
+        starts: Their first bytes.
+        sizes: Bytes of their images.
+        damaged: Keys of the records that are left out.
+        path: The file.
+    """
     is_range = (starts["flag"] == 2) & (sizes == 0)  # InsightFace's records without an image
     head = np.flatnonzero(is_range & (keys == 0))
     if not len(head):
+        if is_range.any() and 0 in damaged:
+            raise ValueError(f"{path}, key 0: the record that says which are images is damaged.")
         rows = np.flatnonzero(~is_range)
         if not len(rows):
             raise ValueError(f"{path} holds no image.")
@@ -342,14 +374,15 @@ def _image_rows(
             )
         return rows
     first = float(starts["first"][head[0]])
-    if not (2 <= first <= len(keys) + 1 and first.is_integer()):
+    count = len(keys) + len(damaged)
+    if not (2 <= first <= count + 1 and first.is_integer()):
         raise ValueError(
             f"{path}, key 0: the header must hold the key after the last image, a whole number in "
-            f"[2, {len(keys) + 1}] with {len(keys)} records, got {first:g}."
+            f"[2, {count + 1}] with {count} records, got {first:g}."
         )
     first = _exact(first, keys[is_range])
     order = np.argsort(keys, kind="stable")
-    wanted = np.arange(1, first)
+    wanted = np.setdiff1d(np.arange(1, first), damaged)
     found = np.searchsorted(keys, wanted, sorter=order)
     rows = order[np.minimum(found, len(order) - 1)]
     missing = wanted[keys[rows] != wanted]

@@ -293,6 +293,71 @@ def test_changed_bytes_give_a_source_or_a_value_error(tmp_path, data):
             assert error.path == source.paths[index]
 
 
+DAMAGES = [  # at a place within a record, and what the report says of it
+    (0, b"\0\0\0\0", "not the magic number 0xced7230a"),
+    (4, struct.pack("<I", 2 * 2**29 + 4), "a part of kind 2 cannot stand there"),
+    (4, struct.pack("<I", 2**29 - 1), "the file ends within"),
+    (8, struct.pack("<I", 1000), "too few for an image record's header and 1000 labels"),
+]
+
+
+def damage(path, key, place, value):
+    """Overwrite four bytes of a record that the index knows."""
+    index = dict(line.split("\t") for line in path.with_suffix(".idx").read_text().splitlines())
+    content, begin = bytearray(path.read_bytes()), int(index[str(key)]) + place
+    content[begin : begin + 4] = value
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_insightface", [True, False])
+@pytest.mark.parametrize(("place", "value", "message"), DAMAGES)
+def test_of_a_file_with_an_index_a_damaged_record_is_left_out(
+    tmp_path, caplog, is_insightface, place, value, message
+):
+    labels = sorted([0, 1, 2, 3] * 6)
+    if is_insightface:
+        path = write(tmp_path, *insightface(labels), classes=4)
+    else:
+        contents = [image_record(label, picture(i)) for i, label in enumerate(labels)]
+        path = write(tmp_path, contents, range(1, 25))
+    damage(path, 9, place, value)
+    with caplog.at_level(logging.WARNING):
+        source = RecordIOSource(path)
+    assert f"{path}: 1 of " in caplog.text
+    assert "records are damaged and left out: key 9, " in caplog.text and message in caplog.text
+    kept = [i for i in range(24) if i != 8]
+    np.testing.assert_array_equal(source.labels, np.array(labels)[kept])
+    assert [source.read(i)[0, 0, 0] for i in range(23)] == kept
+    assert source.paths[8] == f"{path}[10]"
+
+
+def test_several_damaged_records_are_named_and_too_many_stop(tmp_path, caplog):
+    path = write(tmp_path, [image_record(0, picture(i)) for i in range(30)])
+    for key in (3, 7, 0):
+        damage(path, key, 0, b"\0\0\0\0")
+    with caplog.at_level(logging.WARNING):
+        assert len(RecordIOSource(path)) == 27
+    assert "3 of 30 records are damaged and left out: key 0, no record at byte 0" in caplog.text
+    assert "key 3, " in caplog.text and "key 7, " in caplog.text
+    damage(path, 4, 0, b"\0\0\0\0")
+    with pytest.raises(ValueError, match=r"key 0: no record .* \(4 of 30 records are damaged\)"):
+        RecordIOSource(path)
+
+
+def test_without_the_record_that_announces_the_images_nothing_is_read(tmp_path):
+    path = write(tmp_path, *insightface(sorted([0, 1] * 12)))
+    damage(path, 0, 0, b"\0\0\0\0")
+    with pytest.raises(ValueError, match="key 0: the record that says which are images is damaged"):
+        RecordIOSource(path)
+
+
+def test_a_file_that_ends_within_its_last_record_stops_however_many_are_whole(tmp_path):
+    path = write(tmp_path, [image_record(0, picture(i)) for i in range(30)])
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="key 29: the file ends within"):
+        RecordIOSource(path)
+
+
 def test_a_record_too_short_for_a_header_and_parts_without_an_end_stop(tmp_path):
     path = write(tmp_path, [image_record(0, picture(0)), b"short"])
     with pytest.raises(ValueError, match=r"key 1: 5 bytes are too few"):
