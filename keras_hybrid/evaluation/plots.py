@@ -187,9 +187,9 @@ def plot_history(
         ImportError: If matplotlib is missing.
     """
     epochs, panels = read_history(history)
-    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    columns = min(len(panels), 2)  # as wide as a printed page
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(1.2 + 3.6 * columns, 0.5 + 2.7 * rows)
+    figure = new_figure(2.4 + 2.0 * columns, 0.5 + 2.4 * rows)
     for index, (title, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         for name, values in curves.items():
@@ -322,7 +322,7 @@ def plot_confusion(
     """Draw a confusion matrix: rows the true classes, columns the predicted ones.
 
     Up to 20 classes are written out with their numbers, up to 40 with their names; a larger
-    matrix shows its pattern only.
+    matrix shows its pattern only. Up to 10 fit a printed page at their size.
 
     Args:
         result: A classification result, or counts (classes, classes).

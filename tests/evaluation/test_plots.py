@@ -7,6 +7,7 @@ import pytest
 from keras_hybrid import evaluation
 from keras_hybrid.evaluation import plots
 from keras_hybrid.evaluation.plots import read_history
+from tests.figures import assert_legible
 
 pytestmark = pytest.mark.any_backend
 
@@ -175,6 +176,48 @@ def test_confusion_plot(tmp_path, classes):
 def test_confusion_plot_refuses_names_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="2 names"):
         evaluation.plot_confusion(np.eye(3), tmp_path / "x.png", class_names=["a", "b"])
+
+
+def stages(count):
+    return {epoch: verification_result(400, seed=epoch).roc for epoch in range(1, count + 1)}
+
+
+def confusion(classes):
+    names = [f"a class {index}" for index in range(classes)]
+    labels = np.repeat(np.arange(classes), 40)
+    scores = np.random.default_rng(0).random((len(labels), classes)) + np.eye(classes)[labels]
+    return evaluation.classification_report(labels, scores, names)
+
+
+RESULTS = {f"model {seed}": verification_result(seed=seed) for seed in range(4)}
+RUNS = {f"a run of some model {index}": HISTORY for index in range(4)}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: evaluation.plot_roc({"a": verification_result()}, path),
+        lambda path: evaluation.plot_roc(RESULTS, path),
+        lambda path: evaluation.plot_roc_over_training(stages(1), path),
+        lambda path: evaluation.plot_roc_over_training(stages(20), path),
+        lambda path: evaluation.plot_scores(verification_result(600), path),
+        lambda path: evaluation.plot_history(HISTORY, path),
+        lambda path: evaluation.plot_histories(RUNS, path),
+        lambda path: evaluation.plot_histories(RUNS, path, ["loss"]),
+        lambda path: evaluation.plot_confusion(confusion(10), path),
+        lambda path: evaluation.plot_confusion(confusion(10), path, normalize=False),
+    ],
+)  # fmt: skip
+def test_figures_can_be_read_in_print(draw, tmp_path, monkeypatch):
+    seen, save = [], plots.save_figure
+
+    def record(figure, path):
+        seen.append(figure)
+        return save(figure, path)
+
+    monkeypatch.setattr(plots, "save_figure", record)
+    path = draw(tmp_path / "figure.png")
+    assert_legible(seen[0], path)
 
 
 def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 import keras_hybrid as kh
 from keras_hybrid.explain import plots
+from tests.figures import assert_legible
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.skipif(
@@ -44,37 +45,6 @@ def drawn(figure) -> list[tuple[str, np.ndarray]]:
         for axes in figure.axes
         if axes.images and axes.get_label() != "<colorbar>"
     ]
-
-
-def texts(figure) -> list:
-    """Every text that is drawn."""
-    found = list(figure.texts)
-    for axes in figure.axes:
-        found += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
-            found += [label for at, label in ticks if low <= at <= high]
-    for legend in figure.legends:
-        found += legend.get_texts()
-    return [text for text in found if text.get_text().strip()]
-
-
-def assert_legible(figure, path):
-    """No text below 8 points, cut off or over another's; the width of a page; a file."""
-    assert path.stat().st_size > 2000
-    assert figure.get_size_inches()[0] <= 6.5
-    figure.draw_without_rendering()
-    boxes = []
-    for text in texts(figure):
-        assert text.get_fontsize() >= 8
-        box = text.get_window_extent()
-        assert box.x0 > -1 and box.x1 < figure.bbox.width + 1, text.get_text()
-        assert box.y0 > -1 and box.y1 < figure.bbox.height + 1, text.get_text()
-        boxes.append((text.get_text(), box.shrunk(0.95, 0.8)))
-    for i, (first, a) in enumerate(boxes):
-        for second, b in boxes[i + 1 :]:
-            assert not a.overlaps(b), (first, second)
 
 
 def test_grad_cam_has_a_row_for_each_image(figures, tmp_path):
