@@ -75,7 +75,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self._random_state: dict[str, np.ndarray] = {}
-        self._start = 0
+        self._start = self._done = 0
         self._since = time.monotonic()
 
     def restore(self) -> bool:
@@ -173,6 +173,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Remember which batch of the epoch is Keras's first."""
         self._start = self.batches.start_batch
+        self._done = self._start
         if self._start == 0:  # the state is from before PyTorch's loader drew its own seed
             self._set_random_state()
 
@@ -186,10 +187,11 @@ class Checkpoint(keras.callbacks.Callback):
         self._random_state = {}
 
     def on_train_batch_end(self, batch, logs=None):
-        """Write a checkpoint if it is time."""
-        done = self._start + batch + 1
-        if done % self.interval == 0 and done < self.batches.batches_per_epoch:
-            self.save(self.batches.epoch, done)
+        """Write a checkpoint if it is time; of several steps in one execution it sees the last."""
+        before, self._done = self._done, self._start + batch + 1
+        is_time = self._done // self.interval > before // self.interval
+        if is_time and self._done < self.batches.batches_per_epoch:
+            self.save(self.batches.epoch, self._done)
 
     def on_epoch_end(self, epoch, logs=None):
         """Add to the history and write a checkpoint at the next epoch's start."""
@@ -330,25 +332,26 @@ class StopAtNaN(keras.callbacks.Callback):
 class Throughput(keras.callbacks.Callback):
     """Adds ``images_per_second`` of training, without validation, to each epoch's logs."""
 
-    def __init__(self, batch_size: int):
+    def __init__(self, batches):
         super().__init__()
-        self.batch_size = batch_size
+        self.batches = batches
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start counting."""
         self._begin = self._last = time.monotonic()
-        self._steps = 0
+        self._steps, self._left = 0, len(self.batches)
 
     def on_train_batch_end(self, batch, logs=None):
         """Count a step."""
-        self._steps += 1
+        # The last execution of an epoch may have fewer steps than Keras counts.
+        self._steps = min(batch + 1, self._left)
         self._last = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         """Put the rate into the logs that later callbacks see."""
         if logs is not None and self._steps:
             elapsed = max(self._last - self._begin, 1e-9)
-            logs["images_per_second"] = self._steps * self.batch_size / elapsed
+            logs["images_per_second"] = self._steps * self.batches.batch_size / elapsed
 
 
 class VerifyPairs(keras.callbacks.Callback):

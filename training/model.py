@@ -144,7 +144,12 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
         metrics.append(kh.metrics.MeanTargetCosine(name="target_cosine"))
     elif classes > 5:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
-    model.compile(optimizer, loss=build_loss(recipe), metrics=metrics)
+    model.compile(
+        optimizer,
+        loss=build_loss(recipe),
+        metrics=metrics,
+        steps_per_execution=recipe.steps_per_execution,
+    )
     return model
 
 
@@ -252,10 +257,18 @@ def check_model(recipe: Recipe) -> None:
     """Look at what can be wrong with a recipe's model before it is built.
 
     Raises:
-        ValueError: If the model is not registered or has no such arguments, or there is no file of
-            initial weights.
+        ValueError: If the model is not registered or has no such arguments, there is no file of
+            initial weights, or the backend takes one step at a time.
     """
+    import keras
+
     from keras_hybrid.applications.registry import model_signature
+
+    if recipe.steps_per_execution > 1 and keras.backend.backend() == "torch":
+        raise ValueError(
+            "steps_per_execution must be 1 with the PyTorch backend; got "
+            f"{recipe.steps_per_execution}."
+        )
 
     parameters = model_signature(recipe.model).parameters
     unknown = sorted(recipe.model_arguments.keys() - {*parameters, "remat"})

@@ -117,6 +117,9 @@ class Recipe:
         gradient_accumulation_steps: Batches whose gradients are averaged to one update, for batches
             that do not fit into memory. Schedules and averages of the weights go on counting
             batches, as in Keras.
+        steps_per_execution: Steps that TensorFlow takes within one call of its graph (JAX: between
+            two looks at the callbacks); checkpoints within an epoch wait for the end of one.
+            PyTorch: 1.
         clip_norm: Largest global norm of the gradients, or ``None``.
         augment: "faces" (``keras_hybrid.data.face_augmentation``), "images"
             (``keras_hybrid.data.image_augmentation``) or "none".
@@ -186,6 +189,7 @@ class Recipe:
     matrix_learning_rate: float = 5e-3
     matrix_weight_decay: float = 0.2
     gradient_accumulation_steps: int = 1
+    steps_per_execution: int = 1
     clip_norm: float | None = 2.0
     augment: str = "faces"
     augmentation: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -232,6 +236,7 @@ class Recipe:
             "batch_size",
             "epochs",
             "gradient_accumulation_steps",
+            "steps_per_execution",
             "restart_steps",
             "checkpoint_steps",
             "validation_every",

@@ -281,7 +281,7 @@ def fit(
         begin_with_trained(recipe, model, train)
     callbacks = [
         batches.callback(),
-        Throughput(batches.batch_size),
+        Throughput(batches),
         *([VerifyPairs(pairs, recipe.pairs_every, out)] if recipe.pairs_every else []),
         StopAtNaN(),
         checkpoint,

@@ -1,10 +1,14 @@
 import argparse
+import csv
 import dataclasses
 import re
+import statistics
 
 import pytest
 
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
+from training.run_table import RESULTS
+from training.tables import TABLES
 
 pytestmark = pytest.mark.any_backend
 
@@ -25,6 +29,34 @@ def test_every_recipe_loads_and_says_how_to_run_it(name):
     assert f"training/train.py {name}" in module.__doc__
     parts = ["Command", "Hardware", "Time", "Expected", "Measured"]
     assert re.findall(rf"^({'|'.join(parts)}): ", module.__doc__, re.MULTILINE) == parts
+
+
+def committed_figures() -> set[str]:
+    """Each accuracy of the papers' tables, of one run and over the seeds of a row, as in a text."""
+    figures = set()
+    for name in TABLES:
+        with (RESULTS / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        groups = {}
+        for row in rows:
+            groups.setdefault((row["model"], row["epochs"]), []).append(row)
+        for column in ("top1", "top1_flip", "top5", "lfw", "lfw_flip"):
+            for group in [*([row] for row in rows), *groups.values()]:
+                values = [100 * float(row[column]) for row in group if row[column]]
+                if not values:
+                    continue
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                mean = statistics.mean(values)
+                figures |= {f"{mean:.1f}{spread} %", f"{mean:.2f}{spread} %"}
+    return figures
+
+
+@pytest.mark.parametrize("name", sorted({*recipe_names()} - {"quickstart"}))
+def test_what_a_recipe_says_that_was_measured_is_in_the_results(name):
+    module = __import__(f"training.recipes.{name}", fromlist=["recipe"])
+    measured = re.search(r"^Measured: (.*?)(?:\n\n|\Z)", module.__doc__, re.S | re.M)[1]
+    said = re.findall(r"\d+\.\d+(?: ± \d+\.\d+)? %", " ".join(measured.split()))
+    assert said and set(said) <= committed_figures()
 
 
 def test_the_papers_hyperparameters_are_those_of_its_figure_3():

@@ -144,6 +144,28 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert [row["epoch"] for row in resumed_history] == [row["epoch"] for row in history] == [0, 1]
 
 
+def test_several_steps_an_execution_train_the_same_model_also_when_resumed(
+    whole_run, tmp_path, monkeypatch
+):
+    """Four steps an epoch in executions of three and one; a checkpoint is due after two."""
+    recipe = dataclasses.replace(TINY, steps_per_execution=3)
+    if keras.backend.backend() == "torch":
+        with pytest.raises(ValueError, match="steps_per_execution must be 1 with the PyTorch"):
+            train.run(recipe, tmp_path, verbose=0)
+        return
+    _, expected, _ = whole_run
+    found, history = train_until(recipe, tmp_path / "whole", monkeypatch)
+    with pytest.raises(Stop):
+        train_until(recipe, tmp_path / "broken", monkeypatch, stop_at=3)
+    state = json.loads((tmp_path / "broken" / "checkpoint" / "latest.json").read_text())
+    assert (state["epoch"], state["batch"]) == (1, 3)
+    resumed, _ = train_until(recipe, tmp_path / "broken", monkeypatch)
+    for a, b, c in zip(expected, found, resumed, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(c, a, rtol=1e-5, atol=1e-6)
+    assert len(history) == 2 and all(row["images_per_second"] > 0 for row in history)
+
+
 @pytest.mark.any_backend
 def test_settings_with_tuples_are_the_same_when_read_again(tmp_path):
     arguments = {**TINY.model_arguments, "input_shape": (16, 16, 3)}

@@ -3,10 +3,9 @@
 Command: ``python training/train.py cct_7_3x1_cifar10``; ``--data cifar10.npz`` for the file that
 ``training/cifar10_from_npm.py`` writes, in place of TFDS's.
 Hardware: any CUDA GPU with ``--precision mixed_bfloat16``.
-Time: 43 minutes at the reduced size, one shared CPU core.
+Time: 65 minutes at the reduced size, one shared CPU core.
 Expected: 96.53 % after 300 epochs (Hassani et al. 2021, Compact-Transformers repository).
-Measured: 36.1 % at a reduced size, 390 updates on a tenth of the images (docs/results.md), when
-the kernel of the stem did not decay yet.
+Measured: 34.5 % at a reduced size, 390 updates on a tenth of the images (docs/results.md).
 
 As in the repository's ``configs/pretrained/cct_7-3x1_cifar10_300epochs.yml``: AdamW 5.5e-4, weight
 decay 6e-2, batches of 128, 10 epochs of warm-up, cosine, crops of 80 to 100 % of the area, flip,

@@ -8,7 +8,7 @@ CPU core.
 Expected: 96.41 % on LFW by the report (92.73 % for EfficientNet alone); its published log peaks at
 95.40 %.
 Measured: at a reduced size (docs/results.md), LFW with the mirror image, as in that log, 83.5 %,
-and 81.3 % for EfficientNet alone; with one crop 82.9 % and 81.4 %.
+and 81.3 % for EfficientNet alone; with one crop 82.8 % and 81.4 %.
 
 From the log: AdamW at a constant 3e-5 (neither 1e-4 nor 1e-6 converged), weight decay 0.05, batches
 of 256, 16 epochs.
