@@ -9,7 +9,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import keras_hybrid as kh
-from training.run_table import RESULTS
+from training.run_table import RESULTS, SETS
 from training.tables import TABLES
 
 PAGE = pathlib.Path(__file__).parent / "results.md"
@@ -34,7 +34,7 @@ VERIFIED = {
     "LFW with mirror image": "lfw_flip",
     "AUC": "lfw_auc",
     "XNorm": "lfw_xnorm",
-    **{name: name.lower().replace("-", "_") for name in kh.data.list_verification_sets()[1:]},
+    **dict(zip(kh.data.list_verification_sets()[1:], SETS, strict=True)),
 }
 PLAIN = ("lfw_auc", "lfw_xnorm")  # no percentages
 # What makes runs with different seeds one line of the table.

@@ -65,6 +65,8 @@ class RecordIOSource(ImageSource):
     Where there is a file ``property`` beside it, its number of classes is ``len(class_names)``.
     Otherwise labels 0, 1, 2 … are kept and labels with gaps are numbered in sorted order, as
     :class:`CSVSource` does. Reading is safe from threads and from forked or spawned processes.
+    A damaged record within a file that has an index is reported and left out, as long as nine in
+    ten are whole.
 
     Args:
         path: The .rec file, the same without its suffix, or a folder with train.rec. The index
@@ -72,9 +74,6 @@ class RecordIOSource(ImageSource):
         split: For a folder: which file to read instead of train.rec, ``"val"`` for val.rec.
         classes: Number of classes where there is no ``property``: labels must lie in
             [0, classes) and are kept.
-
-    A damaged record within a file with an index is reported and left out, as long as nine in ten
-    are whole.
 
     Raises:
         ValueError: If the file or its index is cut off, either is damaged beyond that, a record

@@ -8,6 +8,7 @@ line style, for grey prints. No figure touches matplotlib's global state.
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -219,8 +220,9 @@ def plot_histories(
     """Draw the curves of several training runs, a line for each run.
 
     A row of panels for each quantity: training, and validation beside it where a run has any, on
-    one scale. Where positive values lie more than a factor of 100 apart, as when a run diverges,
-    each panel has its own, logarithmic where they do so within it.
+    one scale; two quantities share a row where none has any. Where positive values lie more than a
+    factor of 100 apart, as when a run diverges, each panel has its own, logarithmic where they do
+    so within it.
 
     Args:
         histories: Histories, as :func:`plot_history` takes one, by the names in the legend.
@@ -250,14 +252,10 @@ def plot_histories(
         ]
         for quantity in quantities
     }
-    columns = max(map(len, kinds.values()))
-    figure = new_figure(6.4, 0.6 + 2.3 * len(quantities) + 0.18 * len(runs))
-    grid = figure.subplots(len(quantities), columns, squeeze=False, sharex="row")
+    figure, panels_of = _panels({name: len(found) for name, found in kinds.items()}, len(runs))
     lines = {}
-    for quantity, row in zip(quantities, grid, strict=True):
-        for axes in row[len(kinds[quantity]) :]:
-            axes.remove()
-        for kind, axes in zip(kinds[quantity], row, strict=False):
+    for quantity, row in panels_of.items():
+        for kind, axes in zip(kinds[quantity], row, strict=True):
             for index, (name, (epochs, panels)) in enumerate(runs.items()):
                 if kind in panels[quantity]:
                     lines[name] = _draw_curve(
@@ -284,6 +282,25 @@ def plot_histories(
         handlelength=3.2,
     )
     return save_figure(figure, path)
+
+
+def _panels(counts: Mapping[str, int], runs: int) -> tuple[Figure, dict[str, list[Axes]]]:
+    """Return a figure with so many panels for each quantity, and room for the runs' legend."""
+    if max(counts.values()) == 1:  # two to a row
+        rows = [list(counts)[at : at + 2] for at in range(0, len(counts), 2)]
+    else:
+        rows = [[name] * count for name, count in counts.items()]
+    figure = new_figure(6.4, 0.6 + 2.3 * len(rows) + 0.18 * runs)
+    columns = max(map(len, rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharex="row")
+    panels: dict[str, list[Axes]] = {}
+    for names, row in zip(rows, grid, strict=True):
+        for name, axes in itertools.zip_longest(names, row):
+            if name is None:
+                axes.remove()
+            else:
+                panels.setdefault(name, []).append(axes)
+    return figure, panels
 
 
 def _draw_curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> Line2D:

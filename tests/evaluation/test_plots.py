@@ -124,6 +124,18 @@ def test_several_runs_have_a_line_each_in_every_panel(figures, tmp_path):
     assert len({color for color, _ in styles}) == len({style for _, style in styles}) == 2
 
 
+def test_quantities_without_validation_stand_two_to_a_row(figures, tmp_path):
+    history = {"pairs_accuracy": [0.5, 0.6], "pairs_xnorm": [9.0, 12.0], "rate": [1.0, 0.5]}
+    evaluation.plot_histories({"one": history}, tmp_path / "a.png", list(history))
+    evaluation.plot_histories({"one": history}, tmp_path / "b.png", ["rate"])
+    places = [
+        [(axes.get_title(), axes.get_subplotspec().rowspan.start) for axes in figure.axes]
+        for figure in figures
+    ]
+    assert places == [[("pairs accuracy", 0), ("pairs xnorm", 0), ("rate", 1)], [("rate", 0)]]
+    assert figures[0].axes[1].get_ylim()[0] > 5  # each quantity has its own scale
+
+
 def test_a_run_that_diverges_leaves_the_others_legible(figures, tmp_path):
     diverged = HISTORY | {"val_loss": [8.0, 900.0, 5e10]}
     for history in (HISTORY, diverged):
@@ -190,6 +202,14 @@ def confusion(classes):
 
 
 RESULTS = {f"model {seed}": verification_result(seed=seed) for seed in range(4)}
+VERIFIED = {
+    name: {
+        "pairs_accuracy": [0.5, 0.7, 0.8],
+        "pairs_auc": [0.5, 0.8, 0.9],
+        "pairs_xnorm": [9, 8, 7],
+    }
+    for name in ("ViT", "EfficientNet", "EfficientNet + ViT")
+}
 RUNS = {f"a run of some model {index}": HISTORY for index in range(4)}
 
 
@@ -204,6 +224,8 @@ RUNS = {f"a run of some model {index}": HISTORY for index in range(4)}
         lambda path: evaluation.plot_history(HISTORY, path),
         lambda path: evaluation.plot_histories(RUNS, path),
         lambda path: evaluation.plot_histories(RUNS, path, ["loss"]),
+        lambda path: evaluation.plot_histories(RUNS, path, ["learning_rate", "loss"]),
+        lambda path: evaluation.plot_histories(VERIFIED, path, [*VERIFIED["ViT"]]),
         lambda path: evaluation.plot_confusion(confusion(10), path),
         lambda path: evaluation.plot_confusion(confusion(10), path, normalize=False),
     ],
