@@ -76,7 +76,7 @@ def sweep(recipe: Recipe, low: float, high: float, steps: int) -> Sweep:
             "Expected 0 < --low < --high < inf and at least 20 --steps, got "
             f"{low}, {high}, {steps}."
         )
-    recipe = dataclasses.replace(recipe, schedule="constant", export="none")
+    recipe = dataclasses.replace(recipe, schedule="constant", export="none", steps_per_execution=1)
     with train.distribution(recipe):
         return _sweep(recipe, low, high, steps)
 
