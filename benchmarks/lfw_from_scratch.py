@@ -8,7 +8,8 @@ file. An interrupted run goes on when the same command is given again.
 
     python benchmarks/lfw_from_scratch.py --data faces.zip --lfw lfw.zip --epochs 20 \
         --precision mixed_bfloat16
-    python benchmarks/lfw_from_scratch.py --model mobilefacenet --data faces.zip --lfw lfw.zip
+    python benchmarks/lfw_from_scratch.py --model mobilefacenet --data faces.zip --lfw lfw.zip \
+        --out runs/lfw_mobilefacenet
 
 The LFW folder or archive holds pairs.txt (View 2) and pairsDevTest.txt (View 1).
 """

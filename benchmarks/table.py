@@ -10,7 +10,8 @@ def start_table(table: pathlib.Path, columns: Sequence[str]) -> None:
     """Make a CSV file of a header alone; one that is there gets the columns that it lacks, empty.
 
     Raises:
-        ValueError: If the file has columns that are not among these: it is another table.
+        ValueError: If the file has columns that are not among these: it is another table. Or if a
+            row has more values than columns.
     """
     table.parent.mkdir(parents=True, exist_ok=True)
     if not table.exists():
@@ -24,7 +25,12 @@ def start_table(table: pathlib.Path, columns: Sequence[str]) -> None:
         return
     unknown = [column for column in header if column not in columns]
     if unknown:
-        raise ValueError(f"{table} is another table: it has the columns {', '.join(unknown)}, too.")
+        raise ValueError(
+            f"{table} is another table: it has the columns {', '.join(unknown)}, too, beside "
+            f"those accepted, {', '.join(columns)}."
+        )
+    if any(None in row for row in rows):
+        raise ValueError(f"{table} has a row of more values than its {len(header)} columns.")
     partial = table.with_name(f".{table.name}.partial")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

@@ -36,7 +36,7 @@ VERIFIED = {
     "XNorm": "lfw_xnorm",
     **dict(zip(kh.data.list_verification_sets()[1:], SETS, strict=True)),
 }
-PLAIN = ("lfw_auc", "lfw_xnorm")  # no percentages
+DECIMALS = {"lfw_auc": 4, "lfw_xnorm": 1}  # of what is no percentage
 # What makes runs with different seeds one line of the table.
 SAME = ("model", "data", "images", "image_size", "epochs", "precision", "backend")
 
@@ -108,12 +108,12 @@ def _is_there(column: str, runs: list[dict[str, str]]) -> bool:
 
 
 def _figure(column: str, runs: list[dict[str, str]]) -> str:
-    factor = 1 if column in PLAIN else 100
+    factor, decimals = (1, DECIMALS[column]) if column in DECIMALS else (100, 2)
     values = [factor * float(run[column]) for run in runs if run.get(column)]
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{spread}"
 
 
 if __name__ == "__main__":

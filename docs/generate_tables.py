@@ -58,6 +58,8 @@ def margins() -> str:
     """Losses with a margin under the quickstart's recipe."""
     rows = rows_of("margins")
     found = {(row["loss_function"], row["epoch"]): row for row in rows}
+    if len(found) < len(rows):
+        raise ValueError("margins.csv has several runs of a loss, which the table cannot show.")
     body = []
     for loss, label in LOSSES.items():
         last = found[loss, "20"]
@@ -72,6 +74,8 @@ def facerec_306() -> str:
     body = []
     for model, label in FACE_MODELS.items():
         runs = sorted((row for row in rows if row["model"] == model), key=lambda row: row["seed"])
+        if len({(run["epochs"], run["image_size"], run["precision"]) for run in runs}) > 1:
+            raise ValueError(f"facerec_306.csv has runs of {model} that are not one line.")
         hardware = " and ".join(dict.fromkeys(run["hardware"] for run in runs))
         cells = [percent([run[figure] for run in runs]) for figure in ("top1", "top1_flip")]
         seeds = ", ".join(run["seed"] for run in runs)

@@ -144,12 +144,9 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
         metrics.append(kh.metrics.MeanTargetCosine(name="target_cosine"))
     elif classes > 5:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
-    model.compile(
-        optimizer,
-        loss=build_loss(recipe),
-        metrics=metrics,
-        steps_per_execution=recipe.steps_per_execution,
-    )
+    model.compile(optimizer, loss=build_loss(recipe), metrics=metrics)
+    # Not by `compile`, whose arguments go into the file: PyTorch would refuse to predict with it.
+    model.steps_per_execution = recipe.steps_per_execution
     return model
 
 

@@ -117,9 +117,9 @@ class Recipe:
         gradient_accumulation_steps: Batches whose gradients are averaged to one update, for batches
             that do not fit into memory. Schedules and averages of the weights go on counting
             batches, as in Keras.
-        steps_per_execution: Steps that TensorFlow takes within one call of its graph (JAX: between
-            two looks at the callbacks); checkpoints within an epoch wait for the end of one.
-            PyTorch: 1.
+        steps_per_execution: Steps that TensorFlow takes in one call of its graph, and JAX without
+            calling the callbacks; a checkpoint within an epoch waits for the last of them. PyTorch
+            takes 1.
         clip_norm: Largest global norm of the gradients, or ``None``.
         augment: "faces" (``keras_hybrid.data.face_augmentation``), "images"
             (``keras_hybrid.data.image_augmentation``) or "none".
@@ -418,7 +418,7 @@ def _pairs(option: str, items: list[str]) -> dict[str, Any]:
     values = {}
     for item in items:
         key, equals, text = item.partition("=")
-        if not equals or not key.isidentifier():
+        if not equals or not key.replace("-", "_").isidentifier():
             raise ValueError(f"{option} takes KEY=VALUE, got {item!r}.")
         values[key] = _literal(text)
     return values

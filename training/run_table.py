@@ -97,12 +97,12 @@ def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) 
 
 
 def verified(results: dict) -> dict[str, float]:
-    """Return the columns of verification: of the pairs, or else of the verification set LFW."""
+    """Return the columns of verification; LFW's are of the set LFW, or else of the pairs."""
     sets = {
         name.lower().replace("-", "_"): (found["single crop"], found["crop and mirror image"])
         for name, found in results.get("verification_sets", {}).items()
     }
-    if "verification" in results:
+    if "lfw" not in sets and "verification" in results:
         sets["lfw"] = results["verification"], results["verification_flip"]
     columns = {name: single["accuracy"] for name, (single, _) in sets.items()}
     if "lfw" in sets:

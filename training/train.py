@@ -23,7 +23,14 @@ from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, wi
 LOG = logging.getLogger("training")
 
 # Fields that change nothing of what training computes: a run may be continued with others.
-CHANGEABLE = ("checkpoint_steps", "export", "patience", "verification_sets", "workers")
+CHANGEABLE = (
+    "checkpoint_steps",
+    "export",
+    "patience",
+    "steps_per_execution",
+    "verification_sets",
+    "workers",
+)
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recipe]:

@@ -42,6 +42,7 @@ class LayerAugmentation:
             :class:`RandAugment`.
         mixing_epochs: Epochs in which there is mixing; ``None``: all. It takes the seeds that
             ``Batches`` gives, (seed, epoch, batch).
+        value_range: What the images are clipped to at the end; ``None``: nothing.
 
     Raises:
         ValueError: If ``mixing`` is given without ``classes``.
@@ -65,6 +66,7 @@ class LayerAugmentation:
         mixing: Sequence[keras.layers.Layer] = (),
         first: Sequence[Callable[..., np.ndarray]] = (),
         mixing_epochs: int | None = None,
+        value_range: tuple[float, float] | None = None,
     ):
         if mixing and classes is None:
             raise ValueError("`mixing` blends labels and needs the number of `classes`.")
@@ -73,6 +75,7 @@ class LayerAugmentation:
         self.mixing = list(mixing)
         self.first = list(first)
         self.mixing_epochs = mixing_epochs
+        self.value_range = value_range
         self._chains: dict[int | None, _Chain] = {}
         self._lock = threading.Lock()
 
@@ -112,7 +115,7 @@ class LayerAugmentation:
         with self._lock:  # threads of a loader share the chain, and PyTorch's runs eagerly
             if choice not in self._chains:
                 more = [] if choice is None else [self.mixing[choice]]
-                self._chains[choice] = _Chain([*self.layers, *more])
+                self._chains[choice] = _Chain([*self.layers, *more], self.value_range)
             images, mixed = self._chains[choice](images, targets, generator)
         return images, (labels if self.classes is None else mixed)
 
@@ -129,8 +132,9 @@ class LayerAugmentation:
 class _Chain:
     """Layers compiled into a function of images, labels and random states."""
 
-    def __init__(self, layers: list[keras.layers.Layer]):
+    def __init__(self, layers: list[keras.layers.Layer], value_range: tuple[float, float] | None):
         self.layers = layers
+        self.value_range = value_range
         self.states: list[keras.Variable] | None = None
         self._function: Callable[..., Any] | None = None
 
@@ -172,8 +176,10 @@ class _Chain:
             }
             for layer in self.layers:
                 data = layer(data, training=True)
-        # Keras's saturation leaves the range.
-        return keras.ops.clip(keras.ops.cast(data["images"], _DTYPE), 0, 255), data["labels"]
+        images = keras.ops.cast(data["images"], _DTYPE)
+        if self.value_range is not None:
+            images = keras.ops.clip(images, *self.value_range)
+        return images, data["labels"]
 
 
 def _random_states(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -290,4 +296,5 @@ def image_augmentation(
     first = [RandomResizedCrop((resized_crop, 1.0))] if resized_crop else []
     if rand_augment:
         first.append(RandAugment(magnitude=rand_augment))
-    return LayerAugmentation(layers, classes, mixing, first, mixing_epochs)
+    # Keras's saturation leaves the range.
+    return LayerAugmentation(layers, classes, mixing, first, mixing_epochs, (0, 255))

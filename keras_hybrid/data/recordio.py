@@ -332,8 +332,9 @@ def _read_starts(
     if damaged:
         row = min(damaged)
         if keys is None or len(damaged) > _MOST_DAMAGED * len(offsets):
-            count = f" ({len(damaged)} of {len(offsets)} records are damaged)"
-            raise ValueError(f"{name(row)}: {damaged[row]}{count if len(damaged) > 1 else ''}.")
+            count = f"{len(damaged)} of {len(offsets)} records are damaged, of which with an index "
+            count += f"{_MOST_DAMAGED:.0%} may be."
+            raise ValueError(f"{name(row)}: {damaged[row]}. {count}")
         is_whole[list(damaged)] = False
         _LOGGER.warning(
             "%s: %d of %d records are damaged and left out: %s",

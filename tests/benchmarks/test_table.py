@@ -38,3 +38,7 @@ def test_another_table_is_left_as_it_is(tmp_path):
     with pytest.raises(ValueError, match=r"runs.csv is another table: .* milliseconds, too"):
         append_row(table, ("model", "top1"), {"model": "vit", "top1": 0.5})
     assert table.read_bytes() == before
+    table.write_text("model\nvit,3\n")
+    with pytest.raises(ValueError, match=r"runs.csv has a row of more values than its 1 columns"):
+        append_row(table, ("model", "top1"), {"model": "vit", "top1": 0.5})
+    assert list(tmp_path.iterdir()) == [table]

@@ -248,6 +248,20 @@ def test_bad_arguments_are_named(arguments, message):
         image_augmentation(12, **arguments)
 
 
+def test_layers_of_ones_own_keep_their_range():
+    images, labels = photographs()
+    scale = keras.layers.Rescaling(1 / 127.5, -1)
+
+    class Scaled(keras.layers.Layer):
+        def call(self, data, training=False):
+            return {**data, "images": scale(data["images"])}
+
+    found, _ = arrays(LayerAugmentation([Scaled()])(images, labels))
+    np.testing.assert_allclose(found, images / 127.5 - 1, atol=1e-5)
+    found, _ = arrays(LayerAugmentation([Scaled()], value_range=(0, 1))(images, labels))
+    assert found.min() == 0 and found.max() == 1
+
+
 def test_bad_calls_are_named():
     images, labels = photographs()
     augment = LayerAugmentation(classes=3)

@@ -340,7 +340,7 @@ def test_several_damaged_records_are_named_and_too_many_stop(tmp_path, caplog):
     assert "3 of 30 records are damaged and left out: key 0, no record at byte 0" in caplog.text
     assert "key 3, " in caplog.text and "key 7, " in caplog.text
     damage(path, 4, 0, b"\0\0\0\0")
-    with pytest.raises(ValueError, match=r"key 0: no record .* \(4 of 30 records are damaged\)"):
+    with pytest.raises(ValueError, match=r"key 0: no record .* 4 of 30 records .* 10% may be"):
         RecordIOSource(path)
 
 

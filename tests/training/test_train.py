@@ -164,6 +164,9 @@ def test_several_steps_an_execution_train_the_same_model_also_when_resumed(
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(c, a, rtol=1e-5, atol=1e-6)
     assert len(history) == 2 and all(row["images_per_second"] > 0 for row in history)
+    model = build_model(recipe, 4, 4)
+    assert model.steps_per_execution == 3
+    assert model.get_compile_config().get("steps_per_execution", 1) == 1
 
 
 @pytest.mark.any_backend
@@ -194,6 +197,7 @@ def test_a_run_is_continued_with_other_settings_that_change_nothing_of_it(
     folder, first, _ = whole_run
     folder = shutil.copytree(folder, tmp_path / "run")
     changed = {"checkpoint_steps": 7, "export": "onnx", "patience": 9, "workers": 3}
+    changed["verification_sets"] = {"LFW": "lfw.bin"}
     again, history = train_until(dataclasses.replace(TINY, **changed), folder, monkeypatch)
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -645,7 +649,7 @@ def test_verification_sets_are_judged_by_name_at_the_end(tiny_sets, tmp_path, mo
             assert written["pairs"] == 8 and written["accuracy"] == expected["accuracy"]
             assert written["auc"] == pytest.approx(expected["auc"])
     assert "Verification sets" in (tmp_path / "run" / "report.html").read_text()
-    # The columns of a table: LFW's from the set where there are no pairs, else from these.
+    # The columns of a table: LFW's from the set, and from the pairs where there is none.
     columns = run_table.verified(results)
     lfw = found["LFW"]
     assert columns["lfw"] == lfw["single crop"]["accuracy"]
@@ -656,8 +660,9 @@ def test_verification_sets_are_judged_by_name_at_the_end(tiny_sets, tmp_path, mo
     assert columns["cfp_fp"] == found["CFP-FP"]["single crop"]["accuracy"]
     assert set(columns) <= set(run_table.COLUMNS)
     pairs = {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95, "xnorm": 20.0}
-    given = {**results, "verification": pairs, "verification_flip": {"accuracy": 0.91}}
+    given = {"verification": pairs, "verification_flip": {"accuracy": 0.91}}
     assert run_table.verified(given)["lfw_flip"] == 0.91
+    assert run_table.verified({**results, **given}) == columns
 
 
 @pytest.mark.any_backend
