@@ -6,11 +6,11 @@ Command: ``python training/train.py face_transformer --data casia.zip --pairs lf
 in the run's ``report.html`` and ``roc_over_training.png``). The report has
 CASIA-WebFace (10,572 identities, 490,623 images), which must be requested from its authors.
 Hardware: the report's, free cloud GPUs.
-Time: 37 days by the report; 17 minutes (P12S8: 14) at the reduced size, one shared CPU core.
+Time: 37 days by the report; 17 minutes at the reduced size, one CPU core.
 Expected: 97.32 % (P8S8) and 97.42 % (P12S8) on LFW by the report, whose published log peaks at
 73.70 % for the plain ViT.
-Measured: at a reduced size (docs/results.md), LFW with the mirror image, as in that log, 66.2 %
-(P8S8) and 69.7 % (P12S8); with one crop 66.2 % and 68.0 %.
+Measured: at a reduced size (docs/results.md), LFW with the mirror image, as in that log, 67.7 %
+(P8S8) and 67.9 % (P12S8); with one crop 67.5 % and 67.1 %.
 
 From the original implementation (Zhong and Deng 2021): AdamW, weight decay 0.05, mirror images as
 the only augmentation, CosFace m 0.35 s 64, batches of 480, one epoch of warm-up to 3e-4.

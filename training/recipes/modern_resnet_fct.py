@@ -5,7 +5,7 @@ Hardware: a CUDA GPU with ``--precision mixed_bfloat16``.
 Time: 104 minutes at the reduced size, one CPU core, long pauses among them.
 Expected: the paper reports 93.35 % from scratch with its own recipe.
 Measured: not at this size. On a tenth of the images at 16×16, 5 epochs (``run_table.py modern
---reduced``): 45.0 %, where the paper's recipe reaches 24.5 % (docs/results.md).
+--reduced``): 45.0 %, where the paper's recipe reaches 28.0 % (docs/results.md).
 
 Against the paper: Muon for matrices and convolutions, no upside-down images, MixUp or CutMix, label
 smoothing, an average of the weights.

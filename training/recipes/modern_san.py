@@ -6,7 +6,7 @@ Hardware: a CUDA GPU with ``--precision mixed_bfloat16``.
 Time: 28 minutes at the reduced size, one CPU core.
 Expected: the report has 75.24 % (patchwise) with its own recipe.
 Measured: not at this size. On a tenth of the images at 16×16, 5 epochs (``run_table.py modern
---reduced``): 41.1 %, where the report's recipe reaches 21.4 % (docs/results.md).
+--reduced``): 41.1 %, where the report's recipe reaches 27.7 % (docs/results.md).
 
 Against the report: Muon for matrices and convolutions, warm-up and cosine, batches of 128, label
 smoothing, no rotation and jitter; dropout in the blocks stays as published.
