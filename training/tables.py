@@ -202,7 +202,7 @@ TABLES = {
         90.78 and 90.07, CALFW 86.78 and 87.35, CPLFW 80.78 and 81.60, TALFW 83.05 and 84.00, CFP-FP
         86.60 and 85.56, AgeDB-30 81.48 and 81.48. `--verification-sets` adds their columns; they
         were not at hand. Its Table 4.2 has 37, 36, 9 and 14 days of training, in the order of the
-        rows.
+        rows; the minutes of `vit_p12s8` here hold a pause.
 
         ![LFW over training](../benchmarks/results/face_transformer_lfw.png)
 
