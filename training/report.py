@@ -140,7 +140,7 @@ def finish(
         summary["Verification"] = f"{verified.accuracy:.1%} ± {verified.accuracy_std:.1%}"
         tables[f"Verification of people not trained on, {len(pairs):,} pairs"] = {
             name: {
-                "accuracy": f"{r.accuracy:.2%} ± {r.accuracy_std:.2%}",
+                "accuracy": _accuracy(r),
                 "threshold (cosine)": f"{r.threshold:.3f}",
                 "area under ROC": f"{r.auc:.4f}",
                 "equal error rate": f"{r.eer:.2%}",
@@ -157,18 +157,14 @@ def finish(
             )
         figures["Scores of the pairs"] = evaluation.plot_scores(verified, out / "scores.png")
     if verification_sets:
-        results["verification_sets"] = found = {}
+        results["verification_sets"], tables["Verification sets"] = {}, {}
         for name, set_pairs in verification_sets.items():
-            single = evaluation.evaluate_pairs(model, set_pairs)
-            mirrored = evaluation.evaluate_pairs(model, set_pairs, flip=True)
-            found[name] = {
-                "single crop": single.to_dict(),
-                "crop and mirror image": mirrored.to_dict(),
+            found = {
+                "single crop": evaluation.evaluate_pairs(model, set_pairs),
+                "crop and mirror image": evaluation.evaluate_pairs(model, set_pairs, flip=True),
             }
-        tables["Verification sets"] = {
-            name: {crops: _accuracy(result) for crops, result in by_crops.items()}
-            for name, by_crops in found.items()
-        }
+            results["verification_sets"][name] = {k: r.to_dict() for k, r in found.items()}
+            tables["Verification sets"][name] = {k: _accuracy(r) for k, r in found.items()}
     _write_results(results, out)  # before the export, which may fail in any way
     if recipe.export != "none":
         results["export"] = _export(recipe, model, train, out)
@@ -188,8 +184,8 @@ def finish(
     return results
 
 
-def _accuracy(result: dict) -> str:
-    return f"{result['accuracy']:.2%} ± {result['accuracy_std']:.2%}"
+def _accuracy(result) -> str:
+    return f"{result.accuracy:.2%} ± {result.accuracy_std:.2%}"
 
 
 def _write_results(results: dict, out: pathlib.Path) -> None:

@@ -291,7 +291,7 @@ def _read_record(read: Callable[[int, int], bytes], offset: int) -> bytes:
 def _read_starts(
     data: np.ndarray, offsets: np.ndarray, keys: np.ndarray | None, path: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The records' first bytes, of type ``_START``, the sizes of their images, which are whole."""
+    """The records' first bytes (``_START``), the sizes of their images, and which are whole."""
 
     def name(row: int) -> str:
         return f"{path}, {'record' if keys is None else 'key'} {row if keys is None else keys[row]}"
