@@ -1,6 +1,7 @@
-r"""How fast ``model.fit`` trains, beside the same architecture in PyTorch.
+r"""How fast ``model.fit`` trains, beside the same architecture in PyTorch or keras.applications.
 
     python benchmarks/fit.py --models facerec_small --image-size 64 --batch 16 --backend torch
+    python benchmarks/fit.py --models resnet50 mobilenet_v2 --image-size 96 --backend jax
     python benchmarks/fit.py --models vit_p8s8 --batch 256 --backend jax --device cuda \
         --precision mixed_bfloat16 --compile --peak-tflops 989
 
@@ -20,11 +21,19 @@ model and precision is added to the CSV file, with medians over the processes:
 - ``peak_share``: with ``--peak-tflops``, the share of it that ``fit`` from memory reaches: three
   times the multiply-accumulates of a forward pass, two operations each.
 
+For the networks that ``keras.applications`` has, too (``--models resnet50``), that one is the peer,
+under the same ``fit`` on the same backend. In place of outputs, parameters are compared, which may
+differ by a percent (biases before a batch normalisation): ``tests/applications/test_imagenet.py``
+shows equal features. Ours normalises pixels inside, its ResNet-50 and MobileNetV2 do not.
+
+The last row of each model, size, backend and precision is drawn into a figure beside the table.
+
 Where others share the core, give ``--clock process``: processor time of all threads instead of time
 on the wall. With one thread on a CPU the two are equal, but for waiting.
 """
 
 import argparse
+import csv
 import json
 import os
 import pathlib
@@ -71,12 +80,22 @@ COLUMNS = (
 )
 
 MODELS = ("facerec_small", "vit_p8s8", "cct_7_3x1", "cvt_13_32", "swin_tiny")
+# Registered model → the same network in keras.applications.
+KERAS = {
+    "resnet50": "ResNet50",
+    "efficientnet_b0": "EfficientNetB0",
+    "efficientnet_v2_s": "EfficientNetV2S",
+    "mobilenet_v2": "MobileNetV2",
+}
 PRECISIONS = ("float32", "mixed_bfloat16")
 SIDES = ("zoo", "peer", "compiled")
 CLASSES = 10
 SEED = 0
 LEARNING_RATE, WEIGHT_DECAY, EPSILON = 1e-4, 0.05, 1e-8
 TOLERANCE = 1e-4
+PARAMETER_TOLERANCE = 0.01
+COLORS = {"tensorflow": "tab:orange", "jax": "tab:green", "torch": "tab:blue"}
+FILL = {"float32": "full", "mixed_bfloat16": "none"}
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
@@ -87,11 +106,23 @@ def zoo_model(name: str, size: int):
     return kh.create_model(name, input_shape=(size, size, 3), classes=CLASSES, classifier="dense")
 
 
+def keras_model(name: str, size: int):
+    """The same network of ``keras.applications``, which puts out logits, too."""
+    import keras
+
+    builder = getattr(keras.applications, KERAS[name])
+    options = {"weights": None, "classes": CLASSES, "classifier_activation": None}
+    return builder(input_shape=(size, size, 3), **options)
+
+
 # --- the sides; each returns the seconds of its steps and epochs ----------------------------------
 
 
 def check_outputs(name: str, given: argparse.Namespace) -> None:
     """Raise RuntimeError unless the zoo's model and the peer compute the same."""
+    if name in KERAS:
+        check_parameters(name, given)
+        return
     import keras
     import numpy as np
     import torch
@@ -119,8 +150,15 @@ def check_outputs(name: str, given: argparse.Namespace) -> None:
         raise RuntimeError(f"{name}: model and peer differ by a relative {error:.1e}.")
 
 
-def measure_zoo(name: str, given: argparse.Namespace, folder: pathlib.Path) -> dict:
-    """Time ``train_on_batch``, ``fit`` from memory and from files, and reading the files."""
+def check_parameters(name: str, given: argparse.Namespace) -> None:
+    """Raise RuntimeError unless the zoo's model has the parameters of keras.applications."""
+    ours, theirs = (build(name, given.size).count_params() for build in (zoo_model, keras_model))
+    if not abs(ours / theirs - 1) <= PARAMETER_TOLERANCE:
+        raise RuntimeError(f"{name}: {ours:,} parameters, keras.applications has {theirs:,}.")
+
+
+def measure_keras(name: str, given: argparse.Namespace, folder: pathlib.Path, build) -> dict:
+    """Time ``train_on_batch`` and ``fit`` from memory; the zoo's model reads files as well."""
     import keras
     import numpy as np
 
@@ -142,7 +180,7 @@ def measure_zoo(name: str, given: argparse.Namespace, folder: pathlib.Path) -> d
     now = CLOCKS[given.clock]
     keras.utils.set_random_seed(SEED)
     keras.config.set_dtype_policy(given.precision)
-    model = zoo_model(name, given.size)
+    model = build(name, given.size)
     model.compile(
         keras.optimizers.AdamW(LEARNING_RATE, WEIGHT_DECAY, epsilon=EPSILON),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -158,22 +196,24 @@ def measure_zoo(name: str, given: argparse.Namespace, folder: pathlib.Path) -> d
         model.fit(*data, epochs=1 + given.epochs, verbose=0, callbacks=[clock], **options)
         return clock.seconds[1:]
 
-    memory = epochs(images, labels, batch_size=given.batch)
+    found = {"steps": steps, "epochs": epochs(images, labels, batch_size=given.batch)}
+    if build is not zoo_model:
+        return found
     batches = kh.data.Batches(
         kh.data.open_source(folder / "people"),
         batch_size=given.batch,
         image_size=given.size,
         workers=given.workers,
     )
-    from_files = epochs(batches, shuffle=False)
-    reading = []
+    found["files"] = epochs(batches, shuffle=False)
+    found["input"] = reading = []
     for _ in range(given.epochs):
         start = now()
         for index in range(len(batches)):
             batches[index]
         reading.append((now() - start) / len(batches))
         batches.on_epoch_end()
-    return {"steps": steps, "epochs": memory, "files": from_files, "input": reading}
+    return found
 
 
 def measure_peer(
@@ -271,7 +311,9 @@ def measure(side: str, name: str, folder: str, options: str) -> None:
     if side == "check":
         check_outputs(name, given)
     elif side == "zoo":
-        found = measure_zoo(name, given, out)
+        found = measure_keras(name, given, out, zoo_model)
+    elif name in KERAS:
+        found = measure_keras(name, given, out, keras_model)
     else:
         found = measure_peer(name, given, out, compiled=side == "compiled")
     (out / "found.json").write_text(json.dumps(found))
@@ -332,7 +374,7 @@ def _row(name: str, given: argparse.Namespace, seconds: dict) -> dict:
     images = given.batch * given.steps
     row = {
         "model": name,
-        "peer": PEERS[name][2],
+        "peer": "keras.applications" if name in KERAS else PEERS[name][2],
         "ratio": round(peer["epochs"] / zoo["epochs"], 2),
         "step_ratio": round(peer["steps"] / zoo["steps"], 2),
         "files_ratio": round(zoo["epochs"] / zoo["files"], 2),
@@ -352,6 +394,43 @@ def _row(name: str, given: argparse.Namespace, seconds: dict) -> dict:
         operations = 6 * kh.model_info(name).macs * images / zoo["epochs"]
         row["peak_share"] = round(operations / (given.peak_tflops * 1e12), 3)
     return row
+
+
+def plot(table: pathlib.Path) -> None:
+    """Draw the last ratios of every model, size, backend and precision."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    key = ("peer", "model", "image_size", "backend", "precision")
+    with table.open(newline="") as file:
+        last = {tuple(row[c] for c in key): row for row in csv.DictReader(file)}
+    names = sorted({k[:3] for k in last}, reverse=True)
+    drawing = Figure(figsize=(6.4, 1.4 + 0.4 * len(names)), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    kinds = sorted({k[3:] for k in last})
+    for shift, (backend, precision) in zip(spread(len(kinds)), kinds, strict=True):
+        rows = {k[:3]: row for k, row in last.items() if k[3:] == (backend, precision)}
+        style = {"color": COLORS[backend], "fillstyle": FILL[precision], "linestyle": ""}
+        for column, marker, peer in (("ratio", "o", ""), ("compiled_ratio", "s", ", compiled")):
+            there = {k: float(row[column]) for k, row in rows.items() if row[column]}
+            places = [names.index(k) + shift for k in there]
+            if there:
+                label = f"{backend}, {precision}{peer}"
+                axes.plot([*there.values()], places, marker, label=label, markersize=5, **style)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), [f"{m}, {side} px\n/ {peer}" for peer, m, side in names])
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set(xlabel="images a second of fit, as a multiple of the peer's")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    drawing.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=7)
+    drawing.savefig(table.with_suffix(".png"), dpi=150)
+
+
+def spread(count: int) -> list[float]:
+    """Distances from a line at which ``count`` marks of that line do not hide each other."""
+    return [0.5 * (i + 0.5) / count - 0.25 for i in range(count)]
 
 
 def main() -> None:
@@ -386,8 +465,11 @@ def main() -> None:
     from benchmarks.table import append_row
     from training.report import command, commit
 
-    if unknown := [name for name in given.models if name not in PEERS]:
-        parser.error(f"--models: {', '.join(unknown)} has no peer; there are {', '.join(PEERS)}.")
+    known = {**PEERS, **KERAS}
+    if unknown := [name for name in given.models if name not in known]:
+        parser.error(f"--models: {', '.join(unknown)} has no peer; there are {', '.join(known)}.")
+    if given.compile and (compiled := sorted(KERAS.keys() & given.models)):
+        parser.error(f"--compile: the peer of {', '.join(compiled)} is not PyTorch's.")
     for name in given.models:
         size = kh.model_info(name).input_shape[0]
         if given.peak_tflops and given.image_size not in (None, size):
@@ -414,6 +496,7 @@ def main() -> None:
         for row in compare(name, given):
             print(row | same, flush=True)
             append_row(pathlib.Path(given.table), COLUMNS, row | same)
+    plot(pathlib.Path(given.table))
 
 
 if __name__ == "__main__":

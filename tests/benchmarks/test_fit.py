@@ -7,6 +7,7 @@ import keras
 import pytest
 
 from benchmarks import fit
+from benchmarks.table import append_row
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the peers are PyTorch's; one backend is enough"
@@ -42,10 +43,22 @@ def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
         fit.check_outputs("cct_7_3x1", argparse.Namespace(size=16))
 
 
+@pytest.mark.parametrize("name", fit.KERAS)
+def test_a_peer_of_keras_applications_is_as_large(name):
+    fit.check_outputs(name, argparse.Namespace(size=32))
+
+
+def test_a_peer_of_keras_applications_that_is_another_network_is_refused(monkeypatch):
+    monkeypatch.setitem(fit.KERAS, "mobilenet_v2", "MobileNet")
+    with pytest.raises(RuntimeError, match="mobilenet_v2: .* parameters, keras.applications has"):
+        fit.check_outputs("mobilenet_v2", argparse.Namespace(size=32))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--models", "resnet50"], "resnet50 has no peer; there are facerec_small"),
+        (["--models", "san10_pairwise"], "san10_pairwise has no peer; there are facerec_small"),
+        (["--models", "resnet50", "--compile"], "the peer of resnet50 is not PyTorch's"),
         (["--steps", "2"], "--steps must be at least 3, got 2"),
         (["--clock", "process", "--threads", "2"], "one thread on a CPU"),
         (["--models", "cct_7_3x1", "--image-size", "64", "--peak-tflops", "1"], "at 32 pixels"),
@@ -74,6 +87,30 @@ def test_rows_follow_from_their_seconds_and_have_the_table_s_columns():
     assert (row["images_per_second"], row["files_ratio"]) == (80, 0.62)
     # 1.18 G multiply-accumulates, 40 images forwards and backwards in half a second
     assert row["peak_share"] == pytest.approx(1.18e9 * 6 * 40 / 0.5 / 0.05e12, rel=0.01)
+
+
+def test_the_figure_has_the_last_row_of_each_kind_and_each_peer(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.plot", lambda self, x, y, *a, label, **k: drawn.append((label, x))
+    )
+    monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda *a, **k: None)
+    table = tmp_path / "fit.csv"
+    row = {"model": "cct_7_3x1", "peer": "own PyTorch", "image_size": 32, "backend": "torch"}
+    for precision, ratio, compiled in [
+        ("float32", 0.5, ""),
+        ("float32", 0.9, 0.8),
+        ("mixed_bfloat16", 1.1, ""),
+    ]:
+        more = {"precision": precision, "ratio": ratio, "compiled_ratio": compiled}
+        append_row(table, fit.COLUMNS, row | more)
+    fit.plot(table)
+    assert drawn == [
+        ("torch, float32", [0.9]),
+        ("torch, float32, compiled", [0.8]),
+        ("torch, mixed_bfloat16", [1.1]),
+    ]
+    assert table.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_holds_what_was_measured():
