@@ -105,12 +105,13 @@ def _ablation_row(embedding: bool, projection: bool, feed_forward: bool) -> Row:
     return Row("atc_cifar100", {"model": "atc_3", "model_arguments": arguments})
 
 
-def _enlarged_row(**arguments: Any) -> Row:
+def _enlarged_row(initial_weights: str | None = None, **arguments: Any) -> Row:
     """ImageNet's stem at 128×128: maps of the size that the others have at 32×32."""
     return Row(
         "resnet_fct_cifar10",
         {
             "model_arguments": {"stem": "imagenet", **arguments},
+            "initial_weights": initial_weights,
             "image_size": 128,
             "augmentation": {"crop_padding": 16},
         },
@@ -300,6 +301,14 @@ TABLES = {
         ![Grad-CAM of each module](../benchmarks/results/resnet_fct_grad_cam.png)
 
         Grad-CAM of its three modules on a test image that it gets right (Figures 4 and 5).""",
+    ),
+    "resnet_fct_transfer": Table(
+        "ResNet-50 with fully convolutional transformers: the pretrained row of Table 1 without "
+        "ImageNet's weights, on a ResNet-50 that was trained on another data set before",
+        {
+            "resnet50_fct_tiny_imagenet": _enlarged_row("runs/resnet50_tiny_imagenet/last.keras"),
+        },
+        reduced=_CPU_CIFAR10,
     ),
     "san": Table(
         "Pairwise and patchwise self-attention, Table 1",

@@ -475,6 +475,36 @@ def test_convolutional_projection_attention_is_the_formula(options):
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
 
 
+# Those of the first line, oneDNN 3.11 and 3.12 take for something else in bfloat16 on a CPU with AMX.
+@pytest.mark.parametrize(
+    ("kernel", "strides", "channels"),
+    [
+        *[(4, 4, 24), (8, 1, 8), (8, 8, 28), ((1, 4), 4, 16), (10, 10, 16), (16, 16, 22)],
+        *[(1, 1, 64), (2, 2, 32), (3, 1, 24), (3, 2, 16), (4, 4, 3), (4, 4, 48), (7, 4, 3)],
+        *[(16, 16, 3), (5, 1, 16), (7, 1, 8), (8, 4, 3), (4, 2, 64), (9, 1, 12)],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_in_bfloat16_is_that_of_float32(kernel, strides, channels, groups):
+    half, whole = (
+        layers.Conv2D(64, kernel, strides, groups=groups, dtype=policy)
+        for policy in ("mixed_bfloat16", "float32")
+    )
+    # Numbers that bfloat16 has, too: what differs is of the sums, and of rounding them.
+    random = np.random.default_rng(0)
+    x = random.integers(-8, 8, (2, 32, 32, groups * channels)).astype("float32")
+    whole.build(x.shape)
+    weights = [random.integers(-8, 8, weight.shape) for weight in whole.get_weights()]
+    whole.set_weights(weights)
+    half.build(x.shape)
+    half.set_weights(weights)
+    found, expected = half(x), numpy(whole(x))
+    assert keras.backend.standardize_dtype(found.dtype) == "bfloat16"
+    found = numpy(ops.cast(found, "float32"))
+    assert np.linalg.norm(found - expected) <= 0.005 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "is_slow"),
     [
