@@ -475,7 +475,7 @@ def test_convolutional_projection_attention_is_the_formula(options):
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
 
 
-# Those of the first line, oneDNN 3.11 and 3.12 take for something else in bfloat16 on a CPU with AMX.
+# The first line: what oneDNN 3.11 and 3.12 get wrong in bfloat16 on a CPU with AMX.
 @pytest.mark.parametrize(
     ("kernel", "strides", "channels"),
     [
