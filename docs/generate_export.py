@@ -48,6 +48,11 @@ processors. LiteRT multiplies two activations in int8 by a slow reference kernel
 attention's products in float32, with softmax and the statistics of layer normalisation. Files have
 the same size, and convolutional networks nearly the same operators.
 
+A network without a bound on its activations may answer a rare photograph with values a hundred times
+the others', and the range that calibration takes from it leaves two or three of 256 levels to all
+other images. Representative images that drive a layer to more than eight times the median image's
+largest value are left out, at most one in twenty; `ExportReport.left_out` names them.
+
 `kh.export.read_metadata(path)` reads what travels in each file, as JSON: the model's name, the
 signature's, name, shape, type, layout, colour order and value range of the input, the normalisation
 that follows inside, what the outputs are, and the names of the classes where they were given. In a

@@ -35,6 +35,7 @@ def run_export(given: argparse.Namespace) -> None:
             options["representative_data"] = images
     report = getattr(export, f"to_{given.to}")(model, given.out, **options)
     relative = f"{report.max_abs_difference:.3g} ({report.relative_difference:.2g} of the largest)"
+    left_out = {"left out of calibration": f"{len(report.left_out)} images unlike the others"}
     print_facts(
         {
             "path": report.path,
@@ -48,6 +49,7 @@ def run_export(given: argparse.Namespace) -> None:
             "compared on": f"{report.samples} images",
             "operators": ", ".join(f"{name} {count}" for name, count in report.operators.items()),
             "seconds": f"{report.seconds:.1f}",
+            **(left_out if report.left_out else {}),
         }
     )
 

@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_hybrid.export.calibration import images_left_out
 from keras_hybrid.export.folding import fold_batch_normalization
 from keras_hybrid.export.metadata import METADATA_NAME, SAVED_MODEL_METADATA
 from keras_hybrid.export.onnx_graph import make_pooling_spatial
@@ -103,6 +104,9 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
+    left_out: list[int] = []
+    if job["quantization"] in ("int8", "int8_cpu"):
+        left_out = images_left_out(model, np.load(job["representative_data"], mmap_mode="r"))
     fold_batch_normalization(model)
     folder = str(Path(job["folder"], "saved_model"))
     function = _write_saved_model(job, model, job["batch_size"], job["input_dtype"], folder)
@@ -114,10 +118,10 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
         converter.target_spec.supported_types = [tf.float16]
     if job["quantization"] in ("int8", "int8_cpu"):
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = lambda: _representative_batches(job)
+        converter.representative_dataset = lambda: _representative_batches(job, left_out)
     try:
         if job["quantization"] == "int8_cpu":
-            content = _quantize_for_cpu(converter, job)
+            content = _quantize_for_cpu(converter, converter.representative_dataset)
         else:
             content = converter.convert()
     except ExportError:
@@ -143,6 +147,7 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
         ]
 
     return {
+        "left_out": left_out,
         "operators": _litert_operators(content),
         "inputs": describe(runner.get_input_details()),
         "outputs": describe(runner.get_output_details()),
@@ -250,21 +255,23 @@ def _fixed_batches(size: int) -> Callable[[np.ndarray], Iterator[tuple[np.ndarra
     return split
 
 
-def _representative_batches(job: dict[str, Any]) -> Iterator[dict[str, np.ndarray]]:
+def _representative_batches(
+    job: dict[str, Any], left_out: list[int]
+) -> Iterator[dict[str, np.ndarray]]:
     """Yield the representative images one batch at a time, as the converter wants them."""
-    images = np.load(job["representative_data"], mmap_mode="r")
+    images = np.delete(np.load(job["representative_data"], mmap_mode="r"), left_out, axis=0)
     for batch, _ in _fixed_batches(job["batch_size"] or 1)(images):
         yield {IMAGE: batch.astype(job["input_dtype"])}
 
 
-def _quantize_for_cpu(converter: Any, job: dict[str, Any]) -> bytes:
+def _quantize_for_cpu(converter: Any, batches: Callable[[], Iterator]) -> bytes:
     """Return the int8 file with some operators in float32, by TensorFlow's own list of them."""
     import tensorflow as tf
 
     try:
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter,
-            debug_dataset=lambda: _representative_batches(job),
+            debug_dataset=batches,
             debug_options=tf.lite.experimental.QuantizationDebugOptions(
                 denylisted_ops=list(_FLOAT_ON_CPU)
             ),

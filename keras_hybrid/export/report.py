@@ -45,6 +45,8 @@ class ExportReport:
         inputs: The inputs of the file.
         outputs: The outputs of the file.
         seconds: Duration of the whole export, the check included.
+        left_out: Indices of the representative images that an int8 file was calibrated without,
+            since they drive a layer far beyond the others.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class ExportReport:
     inputs: tuple[TensorSignature, ...]
     outputs: tuple[TensorSignature, ...]
     seconds: float
+    left_out: tuple[int, ...] = ()
 
     @property
     def relative_difference(self) -> float:

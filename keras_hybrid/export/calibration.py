@@ -1,0 +1,57 @@
+"""Which representative images an int8 file is not calibrated with: those that no other is like.
+
+The converter takes each tensor's smallest and largest value over all images as its range. A network
+without a bound on its activations answers a rare image with values a hundred times the others',
+and a range that holds them leaves two or three of 256 levels to all other images.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+__all__: list[str] = []
+
+# Photographs of faces differ by a factor of 5 at most in the networks that were looked at, while
+# those that ran away were beyond 30.
+LARGEST_RATIO = 8.0
+LARGEST_SHARE = 0.05
+_BATCH = 8
+
+
+def images_left_out(model: keras.Model, images: np.ndarray) -> list[int]:
+    """Return which images to calibrate without.
+
+    Left out is an image whose largest magnitude, in any layer's output, is more than eight times
+    that of the median image; at most one image in twenty, those that go furthest.
+
+    Args:
+        model: The float32 model that is converted.
+        images: The representative images (n, height, width, channels).
+
+    Returns:
+        Indices of images, in ascending order.
+    """
+    largest = np.nan_to_num(_largest_magnitudes(model, images), nan=np.inf, posinf=np.inf)
+    usual = np.median(largest, axis=0)
+    ratios = np.max(largest[:, usual > 0] / usual[usual > 0], axis=1, initial=0.0)
+    furthest = np.argsort(-ratios, kind="stable")[: int(LARGEST_SHARE * len(images))]
+    return sorted(int(i) for i in furthest if ratios[i] > LARGEST_RATIO)
+
+
+def _largest_magnitudes(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Return the largest magnitude of each layer's outputs (images, tensors)."""
+    tensors = [
+        tensor
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.InputLayer)
+        and len(layer._inbound_nodes) == 1  # a layer called twice has no `output`
+        for tensor in keras.tree.flatten(layer.output)
+    ]
+    maxima = [
+        ops.max(ops.abs(ops.cast(x, "float32")), axis=tuple(range(1, len(x.shape))))
+        for x in tensors
+    ]
+    if not maxima:
+        return np.zeros((len(images), 0))
+    observer = keras.Model(model.inputs, ops.stack(maxima, axis=1))
+    return observer.predict(images.astype("float32"), batch_size=_BATCH, verbose=0)
