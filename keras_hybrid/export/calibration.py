@@ -15,7 +15,6 @@ __all__: list[str] = []
 # those that ran away were beyond 30.
 LARGEST_RATIO = 8.0
 LARGEST_SHARE = 0.05
-_BATCH = 8
 
 
 def images_left_out(model: keras.Model, images: np.ndarray) -> list[int]:
@@ -47,11 +46,9 @@ def _largest_magnitudes(model: keras.Model, images: np.ndarray) -> np.ndarray:
         and len(layer._inbound_nodes) == 1  # a layer called twice has no `output`
         for tensor in keras.tree.flatten(layer.output)
     ]
-    maxima = [
-        ops.max(ops.abs(ops.cast(x, "float32")), axis=tuple(range(1, len(x.shape))))
-        for x in tensors
-    ]
-    if not maxima:
+    if not tensors:
         return np.zeros((len(images), 0))
-    observer = keras.Model(model.inputs, ops.stack(maxima, axis=1))
-    return observer.predict(images.astype("float32"), batch_size=_BATCH, verbose=0)
+    maxima = [ops.max(ops.abs(ops.cast(x, "float32"))) for x in tensors]
+    observer = keras.Model(model.inputs, ops.expand_dims(ops.stack(maxima), 0))
+    # One by one: a tensor's first axis may hold windows of all images, or none of the batch.
+    return observer.predict(images.astype("float32"), batch_size=1, verbose=0)

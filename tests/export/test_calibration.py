@@ -44,6 +44,13 @@ def test_what_lies_far_beyond_the_median_image_is_left_out(model, bright, expect
     assert images_left_out(model, images(*bright)) == expected
 
 
+def test_tensors_that_are_not_of_an_image_are_not_looked_at(model):
+    """A table of positions has the same values for all images, and a batch of its own."""
+    table = keras.ops.ones((1, 5))
+    features = layers.Add()([model.output, layers.Rescaling(2.0)(table)])
+    assert images_left_out(keras.Model(model.input, features), images(7)) == [7]
+
+
 def test_few_images_and_layers_that_are_called_twice_leave_nothing_out(model):
     assert images_left_out(model, images(3)[:19]) == []
     image = keras.Input((4,))
