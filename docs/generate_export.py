@@ -49,10 +49,10 @@ multiplies two activations in int8 by a slow reference kernel: beside attention 
 convolutions, dense layers whose weights are int8 and whose inputs get the range of each call, and
 the rest in float32. Without attention it is `int8`, but for global pooling.
 
-A network without a bound on its activations may answer a rare photograph with values a hundred times
-the others', and the range that calibration takes from it leaves two or three of 256 levels to all
-other images. Representative images that drive a layer to more than eight times the median image's
-largest value are left out, at most one in twenty; `ExportReport.left_out` names them.
+A network without a bound on its activations may answer a rare photograph with values a hundred
+times the others', and the range that calibration takes from it leaves two or three of 256 levels to
+all other images. Representative images that drive a layer to more than eight times the median
+image's largest value are left out, at most one in twenty; `ExportReport.left_out` names them.
 
 `kh.export.read_metadata(path)` reads what travels in each file, as JSON: the model's name, the
 signature's, name, shape, type, layout, colour order and value range of the input, the normalisation
