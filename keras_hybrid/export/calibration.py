@@ -46,7 +46,7 @@ def _largest_magnitudes(model: keras.Model, images: np.ndarray) -> np.ndarray:
         and len(layer._inbound_nodes) == 1  # a layer called twice has no `output`
         for tensor in keras.tree.flatten(layer.output)
     ]
-    if not tensors:
+    if not tensors or model.inputs[0].shape[0] not in (None, 1):
         return np.zeros((len(images), 0))
     maxima = [ops.max(ops.abs(ops.cast(x, "float32"))) for x in tensors]
     observer = keras.Model(model.inputs, ops.expand_dims(ops.stack(maxima), 0))

@@ -137,8 +137,8 @@ def to_litert(
       float32: LiteRT has slow kernels for its products of activations.
     - ``"int8_cpu"``: for processors. In a network with attention, convolutions have fixed ranges
       and dense layers each call's own, as in ``"dynamic"``; everything else, the sums that tokens
-      carry from block to block among it, is float32. That is closer to the model than ``"int8"``
-      and faster on a CPU. Without attention it is ``"int8"``, but for global pooling.
+      carry from block to block among it, is float32. That is faster on a CPU than ``"int8"`` and
+      mostly closer to the model. Without attention it is ``"int8"``, but for global pooling.
 
     All kinds are made by the TensorFlow converter but ``"int8_cpu"`` with attention, which is
     ai-edge-quantizer's. For ``"int8"`` it was measured against
