@@ -26,7 +26,8 @@ under the same ``fit`` on the same backend. In place of outputs, parameters are 
 differ by a percent (biases before a batch normalisation): ``tests/applications/test_imagenet.py``
 shows equal features. Ours normalises pixels inside, its ResNet-50 and MobileNetV2 do not.
 
-The last row of each model, size, backend and precision is drawn into a figure beside the table.
+The last row of each model, size, device, backend and precision is drawn into a figure beside the
+table.
 
 Where others share the core, give ``--clock process``: processor time of all threads instead of time
 on the wall. With one thread on a CPU the two are equal, but for waiting.
@@ -397,11 +398,11 @@ def _row(name: str, given: argparse.Namespace, seconds: dict) -> dict:
 
 
 def plot(table: pathlib.Path) -> None:
-    """Draw the last ratios of every model, size, backend and precision."""
+    """Draw the last ratios of every model, size, device, backend and precision."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    key = ("peer", "model", "image_size", "backend", "precision")
+    key = ("peer", "model", "image_size", "device", "backend", "precision")
     with table.open(newline="") as file:
         last = {tuple(row[c] for c in key): row for row in csv.DictReader(file)}
     names = sorted({k[:3] for k in last}, reverse=True)
@@ -409,14 +410,14 @@ def plot(table: pathlib.Path) -> None:
     FigureCanvasAgg(drawing)
     axes = drawing.add_subplot()
     kinds = sorted({k[3:] for k in last})
-    for shift, (backend, precision) in zip(spread(len(kinds)), kinds, strict=True):
-        rows = {k[:3]: row for k, row in last.items() if k[3:] == (backend, precision)}
+    for shift, (device, backend, precision) in zip(spread(len(kinds)), kinds, strict=True):
+        rows = {k[:3]: row for k, row in last.items() if k[3:] == (device, backend, precision)}
         style = {"color": COLORS[backend], "fillstyle": FILL[precision], "linestyle": ""}
         for column, marker, peer in (("ratio", "o", ""), ("compiled_ratio", "s", ", compiled")):
             there = {k: float(row[column]) for k, row in rows.items() if row[column]}
             places = [names.index(k) + shift for k in there]
             if there:
-                label = f"{backend}, {precision}{peer}"
+                label = f"{backend}, {device}, {precision}{peer}"
                 axes.plot([*there.values()], places, marker, label=label, markersize=5, **style)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), [f"{m}, {side} px\n/ {peer}" for peer, m, side in names])

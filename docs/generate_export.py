@@ -44,10 +44,9 @@ into the columns of the embedding's weights, which then do not fit into eight bi
 folding the published MobileFaceNet below had cosines from 0.967 (dynamic) and 0.942 (int8) on.
 
 Of the two kinds in int8, `int8` is for accelerators without floating point and `int8_cpu` for
-processors. The sums that tokens carry from block to block lose most by fixed ranges, and LiteRT
-multiplies two activations in int8 by a slow reference kernel: beside attention `int8_cpu` has int8
-convolutions, dense layers whose weights are int8 and whose inputs get the range of each call, and
-the rest in float32. Without attention it is `int8`, but for global pooling.
+processors. LiteRT multiplies two activations in int8 by a slow reference kernel; `int8_cpu` leaves
+attention's products in float32, with softmax and the statistics of layer normalisation. Files have
+the same size, and convolutional networks nearly the same operators.
 
 A network without a bound on its activations may answer a rare photograph with values a hundred
 times the others', and the range that calibration takes from it leaves two or three of 256 levels to

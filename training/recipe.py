@@ -27,7 +27,7 @@ RECIPES = pathlib.Path(__file__).parent / "recipes"
 EXPORTS = {
     "litert": ("tensorflow", "ai_edge_litert"),
     "int8": ("tensorflow", "ai_edge_litert"),
-    "int8_cpu": ("tensorflow", "ai_edge_litert", "ai_edge_quantizer"),
+    "int8_cpu": ("tensorflow", "ai_edge_litert"),
     "saved_model": ("tensorflow",),
     "onnx": ("jax", "jax2onnx", "onnx", "onnxruntime"),
 }

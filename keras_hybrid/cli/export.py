@@ -35,7 +35,7 @@ def run_export(given: argparse.Namespace) -> None:
             options["representative_data"] = images
     report = getattr(export, f"to_{given.to}")(model, given.out, **options)
     relative = f"{report.max_abs_difference:.3g} ({report.relative_difference:.2g} of the largest)"
-    left_out = {"left out of calibration": f"{len(report.left_out)} images unlike the others"}
+    left_out = {"left out of calibration": f"{len(report.left_out)}, unlike the other images"}
     print_facts(
         {
             "path": report.path,

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.export.folding import functional_graph
+
 __all__: list[str] = []
 
 # Photographs of faces differ by a factor of 5 at most in the networks that were looked at, while
@@ -20,8 +22,10 @@ LARGEST_SHARE = 0.05
 def images_left_out(model: keras.Model, images: np.ndarray) -> list[int]:
     """Return which images to calibrate without.
 
-    Left out is an image whose largest magnitude, in any layer's output, is more than eight times
-    that of the median image; at most one image in twenty, those that go furthest.
+    Left out is an image whose largest magnitude, in anything that the model computes, is more than
+    eight times that of the median image; at most one image in twenty, those that go furthest. Of a
+    model within the model its outputs are looked at. A model for batches of a fixed size above one
+    is calibrated with all images.
 
     Args:
         model: The float32 model that is converted.
@@ -38,16 +42,16 @@ def images_left_out(model: keras.Model, images: np.ndarray) -> list[int]:
 
 
 def _largest_magnitudes(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Return the largest magnitude of each layer's outputs (images, tensors)."""
-    tensors = [
-        tensor
-        for layer in model.layers
-        if not isinstance(layer, keras.layers.InputLayer)
-        and len(layer._inbound_nodes) == 1  # a layer called twice has no `output`
-        for tensor in keras.tree.flatten(layer.output)
+    """Return the largest magnitude of all that is computed (images, tensors)."""
+    nodes = [
+        node
+        for level in functional_graph(model)._nodes_by_depth.values()
+        for node in level
+        if not node.is_input
     ]
-    if not tensors or model.inputs[0].shape[0] not in (None, 1):
+    if not nodes or model.inputs[0].shape[0] not in (None, 1):
         return np.zeros((len(images), 0))
+    tensors = [tensor for node in nodes for tensor in node.outputs]
     maxima = [ops.max(ops.abs(ops.cast(x, "float32"))) for x in tensors]
     observer = keras.Model(model.inputs, ops.expand_dims(ops.stack(maxima), 0))
     # One by one: a tensor's first axis may hold windows of all images, or none of the batch.

@@ -30,8 +30,9 @@ from keras_hybrid.export.process import ExportError
 
 _STRUCTURAL = {"Const", "Identity", "NoOp", "Placeholder"}
 _BUFFER_ALIGNMENT = 16
-# What "int8_cpu" leaves in float32 in a network without attention: global pooling and statistics.
-_FLOAT_ON_CPU = ("SOFTMAX", "MEAN", "SQUARED_DIFFERENCE", "RSQRT")
+# What "int8_cpu" leaves in float32: LiteRT computes these in int8 by its reference kernels, the
+# products of attention above all, and the statistics of layer normalisation lose most by it.
+_FLOAT_ON_CPU = ("BATCH_MATMUL", "SOFTMAX", "MEAN", "SQUARED_DIFFERENCE", "RSQRT")
 
 
 def main(job_file: str, answer_file: str) -> int:
@@ -120,7 +121,7 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
         converter.representative_dataset = lambda: _representative_batches(job, left_out)
     try:
         if job["quantization"] == "int8_cpu":
-            content = _quantize_for_cpu(converter)
+            content = _quantize_for_cpu(converter, converter.representative_dataset)
         else:
             content = converter.convert()
     except ExportError:
@@ -263,42 +264,14 @@ def _representative_batches(
         yield {IMAGE: batch.astype(job["input_dtype"])}
 
 
-def _quantize_for_cpu(converter: Any) -> bytes:
-    """Return the file that a CPU computes fast: see ``"int8_cpu"`` of :func:`to_litert`."""
-    optimizations, converter.optimizations = converter.optimizations, []
-    content = converter.convert()
-    if "BATCH_MATMUL" in _litert_operators(content):
-        return _quantize_hybrid(content, converter.representative_dataset)
-    converter.optimizations = optimizations
-    return _quantize_convolutional(converter)
-
-
-def _quantize_hybrid(content: bytes, batches: Callable[[], Iterator]) -> bytes:
-    """Quantize a float32 file: convolutions with fixed ranges, dense layers with each image's.
-
-    Tokens keep the sums of all their blocks, which fixed ranges hold badly, and LiteRT multiplies
-    two activations in int8 by a slow reference kernel: both stay in float32.
-    """
-    from ai_edge_quantizer import quantizer
-    from ai_edge_quantizer.qtyping import TFLOperationName as Operator
-
-    made = quantizer.Quantizer(content)
-    for operator in (Operator.CONV_2D, Operator.DEPTHWISE_CONV_2D):
-        made.add_static_config(".*", operator, activation_num_bits=8, weight_num_bits=8)
-    made.add_dynamic_config(".*", Operator.FULLY_CONNECTED, num_bits=8)
-    # The quantizer goes through the batches twice, once to count them.
-    ranges = made.calibrate({SIGNATURE: list(batches())}, num_threads=1)
-    return bytes(made.quantize(ranges, enable_progress_report=False).quantized_model)
-
-
-def _quantize_convolutional(converter: Any) -> bytes:
+def _quantize_for_cpu(converter: Any, batches: Callable[[], Iterator]) -> bytes:
     """Return the int8 file with some operators in float32, by TensorFlow's own list of them."""
     import tensorflow as tf
 
     try:
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter,
-            debug_dataset=converter.representative_dataset,
+            debug_dataset=batches,
             debug_options=tf.lite.experimental.QuantizationDebugOptions(
                 denylisted_ops=list(_FLOAT_ON_CPU)
             ),
@@ -331,10 +304,6 @@ def _with_metadata(content: bytes, metadata: str) -> bytes:
             return self.EndVector()
 
     model = schema.ModelT.InitFromPackedBuf(content, 0)
-    for buffer in model.buffers:
-        if buffer.offset > 1:  # ai-edge-quantizer puts the data behind the file's own structure
-            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(metadata.encode("utf-8"), np.uint8)
     model.buffers.append(buffer)

@@ -40,7 +40,7 @@ def fold_batch_normalization(model: keras.Model) -> int:
         How many normalisations were folded.
     """
     layers = model._flatten_layers()
-    graphs = [graph for layer in layers if (graph := _graph(layer)) is not None]
+    graphs = [graph for layer in layers if (graph := functional_graph(layer)) is not None]
     # A layer also remembers calls of graphs that are gone, such as those of a growing Sequential.
     nodes = {id(n) for graph in graphs for level in graph._nodes_by_depth.values() for n in level}
     outputs = {id(x) for graph in graphs for x in graph.outputs}
@@ -54,7 +54,7 @@ def fold_batch_normalization(model: keras.Model) -> int:
     return folded
 
 
-def _graph(layer: keras.Layer) -> keras.Model | None:
+def functional_graph(layer: keras.Layer) -> keras.Model | None:
     """Return the Functional model that a layer is, if it is one."""
     if isinstance(layer, keras.Sequential):
         return layer._functional

@@ -135,13 +135,11 @@ def to_litert(
     - ``"int8"``: weights and activations in int8, for accelerators without floating point. An
       operator without an int8 kernel stays in float32. On a CPU attention is slower so than in
       float32: LiteRT has slow kernels for its products of activations.
-    - ``"int8_cpu"``: for processors. In a network with attention, convolutions have fixed ranges
-      and dense layers each call's own, as in ``"dynamic"``; everything else, the sums that tokens
-      carry from block to block among it, is float32. That is faster on a CPU than ``"int8"`` and
-      mostly closer to the model. Without attention it is ``"int8"``, but for global pooling.
+    - ``"int8_cpu"``: the same size, with those products, softmax and the statistics of layer
+      normalisation (means, squared differences, inverse square roots) in float32. Without
+      attention and layer normalisation it is ``"int8"``, but for global pooling.
 
-    All kinds are made by the TensorFlow converter but ``"int8_cpu"`` with attention, which is
-    ai-edge-quantizer's. For ``"int8"`` it was measured against
+    All kinds are made by the TensorFlow converter. For ``"int8"`` it was measured against
     ai-edge-quantizer 0.10 (static, 8-bit weights and activations, the same calibration images) on
     two small trained networks: files of the same size within 1 %; smallest cosine to the float32
     embedding 0.9992 against 0.9897 for a convolution-attention hybrid, 0.9999 for both on a
@@ -160,7 +158,8 @@ def to_litert(
             calibrate well; the first 1000 are used. Required for ``"int8"`` and ``"int8_cpu"``.
             Images that drive a layer to more than eight times the median image's largest value
             are left out, at most one in twenty, and named in the report: the range of a tensor
-            that held them would leave too few levels to all others.
+            that held them would leave too few levels to all others. A model for batches of a fixed
+            size above one is calibrated with all images.
             Where given, the file is compared with the model on eight of them, otherwise on
             made-up images.
         output: ``None`` or ``"predictions"`` for the model's own outputs, whatever they are;
@@ -182,13 +181,11 @@ def to_litert(
 
     Raises:
         ValueError: If the model or an argument cannot be exported as given.
-        ImportError: If TensorFlow, ai-edge-litert or, for ``"int8_cpu"``, ai-edge-quantizer is
-            missing.
+        ImportError: If TensorFlow or ai-edge-litert is missing.
         ExportError: If the conversion fails, which it does for an operator that LiteRT does not
             have built in, or if its result differs from the model.
     """
-    quantizer = ["ai_edge_quantizer"] if quantization == "int8_cpu" else []
-    require("tensorflow", "ai_edge_litert", *quantizer, purpose="Export to LiteRT")
+    require("tensorflow", "ai_edge_litert", purpose="Export to LiteRT")
     target = _file_target(path, ".tflite")
     if quantization not in _QUANTIZATIONS:
         raise ValueError(

@@ -14,7 +14,6 @@ CONVERSION_MODULE = "keras_hybrid.export.conversion"
 _ESSENTIAL_LINES = 8
 _DISTRIBUTIONS = {
     "ai_edge_litert": "ai-edge-litert",
-    "ai_edge_quantizer": "ai-edge-quantizer",
 }
 
 

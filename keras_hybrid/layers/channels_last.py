@@ -30,12 +30,12 @@ def _keras_copies(layer: keras.layers.Layer) -> bool:
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
 class Conv2D(keras.layers.Conv2D):
-    """``keras.layers.Conv2D`` without copies on PyTorch, and right in bfloat16 on a CPU with AMX.
+    """``keras.layers.Conv2D`` without copies on PyTorch, and without oneDNN's errors in bfloat16.
 
-    There oneDNN, which TensorFlow 2.21 and PyTorch 2.13 call, returns something else than the
-    convolution (relative errors of 1.0 to 1.4, silently, its gradients being right) for some
-    kernels of even width from 4 on and fewer than 32 input channels in a group. All of these from
-    4 channels on are computed in float32 on a CPU, and rounded once.
+    On a CPU with AMX oneDNN, which TensorFlow 2.21 and PyTorch 2.13 call, returns something else
+    than the convolution (relative errors of 1.0 to 1.4, silently, its gradients being right) for
+    some kernels of even width from 4 on and 4 to 30 input channels in a group. All such are
+    computed in float32 on a CPU, and rounded once (``docs/performance.md``).
     """
 
     def convolution_op(self, inputs, kernel):

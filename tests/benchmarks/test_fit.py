@@ -90,13 +90,15 @@ def test_rows_follow_from_their_seconds_and_have_the_table_s_columns():
 
 
 def test_the_figure_has_the_last_row_of_each_kind_and_each_peer(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
     drawn = []
     monkeypatch.setattr(
         "matplotlib.axes.Axes.plot", lambda self, x, y, *a, label, **k: drawn.append((label, x))
     )
     monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda *a, **k: None)
     table = tmp_path / "fit.csv"
-    row = {"model": "cct_7_3x1", "peer": "own PyTorch", "image_size": 32, "backend": "torch"}
+    row = {"model": "cct_7_3x1", "peer": "own PyTorch", "image_size": 32}
+    row |= {"device": "cpu", "backend": "torch"}
     for precision, ratio, compiled in [
         ("float32", 0.5, ""),
         ("float32", 0.9, 0.8),
@@ -106,9 +108,9 @@ def test_the_figure_has_the_last_row_of_each_kind_and_each_peer(tmp_path, monkey
         append_row(table, fit.COLUMNS, row | more)
     fit.plot(table)
     assert drawn == [
-        ("torch, float32", [0.9]),
-        ("torch, float32, compiled", [0.8]),
-        ("torch, mixed_bfloat16", [1.1]),
+        ("torch, cpu, float32", [0.9]),
+        ("torch, cpu, float32, compiled", [0.8]),
+        ("torch, cpu, mixed_bfloat16", [1.1]),
     ]
     assert table.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

@@ -10,7 +10,7 @@ from keras import layers
 IMAGE_SHAPE = (16, 20, 3)
 NEEDS = {
     "to_saved_model": ("tensorflow",),
-    "to_litert": ("tensorflow", "ai_edge_litert", "ai_edge_quantizer"),
+    "to_litert": ("tensorflow", "ai_edge_litert"),
     "to_onnx": ("jax", "jax2onnx", "onnx", "onnxruntime"),
 }
 

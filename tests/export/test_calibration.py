@@ -44,19 +44,62 @@ def test_what_lies_far_beyond_the_median_image_is_left_out(model, bright, expect
     assert images_left_out(model, images(*bright)) == expected
 
 
-def test_tensors_that_are_not_of_an_image_are_not_looked_at(model):
-    """A table of positions has the same values for all images, and a batch of its own."""
-    table = keras.ops.ones((1, 5))
-    features = layers.Add()([model.output, layers.Rescaling(2.0)(table)])
-    assert images_left_out(keras.Model(model.input, features), images(7)) == [7]
+class Windows(layers.Layer):
+    """Cuts maps into halves: (batch, height, …) → (2 · batch, height / 2, …)."""
+
+    def call(self, x):
+        return keras.ops.reshape(x, (-1, SIDE // 2, SIDE, 3))
 
 
-def test_few_images_and_layers_that_are_called_twice_leave_nothing_out(model):
+class Table(layers.Layer):
+    """The same numbers for every image: (1, 5)."""
+
+    def call(self, x):
+        return keras.ops.ones((1, 5)) + 0 * keras.ops.mean(x)
+
+
+def within(image, inner):
+    """A model that is called within another."""
+    return layers.Dense(2)(inner(image))
+
+
+def called_twice(image, inner):
+    """A layer that has no one output."""
+    double = layers.Add()
+    x = inner(image)
+    return double([double([x, x]), x])
+
+
+def plain_operations(image, inner):
+    return keras.ops.square(inner(image) + 1.0)
+
+
+def windows(image, inner):
+    halves = layers.GlobalAveragePooling2D()(Windows()(image))
+    return [inner(image), halves]
+
+
+def table(image, inner):
+    return layers.Add()([inner(image), Table()(image)])
+
+
+@pytest.mark.parametrize("join", [within, called_twice, plain_operations, windows, table])
+def test_any_functional_model_is_looked_at(model, join):
+    image = keras.Input((SIDE, SIDE, 3))
+    outer = keras.Model(image, join(image, model))
+    assert images_left_out(outer, images(7)) == [7]
+    assert images_left_out(outer, images()) == []
+
+
+def test_a_sequential_model_is_looked_at(model):
+    assert images_left_out(keras.Sequential([model, layers.Dense(2)]), images(7)) == [7]
+
+
+def test_of_few_images_none_is_left_out_nor_of_a_fixed_batch(model):
     assert images_left_out(model, images(3)[:19]) == []
-    image = keras.Input((4,))
-    twice = layers.Dense(4)
-    shared = keras.Model(image, twice(twice(image)))
-    assert images_left_out(shared, np.ones((COUNT, 4))) == []
+    assert images_left_out(model, images(3)[:20]) == [3]
+    image = keras.Input(batch_shape=(4, SIDE, SIDE, 3))
+    assert images_left_out(keras.Model(image, model(image)), images(3)) == []
 
 
 def test_numbers_that_are_none_are_left_out(model):
