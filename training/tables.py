@@ -191,15 +191,15 @@ TABLES = {
         },
         remarks="""With 20 thousand images and 5 epochs the convolutions make the difference:
         EfficientNet and EfficientNet + ViT are 13 and 16 points of LFW above the two ViTs, which
-        have hardly begun to tell 988 people apart; two seeds more would not change that, so that
-        they have one. In each of three seeds EfficientNet + ViT is above EfficientNet alone, by
-        1.1, 3.1 and 2.8 points of LFW and by 6 to 14 of top-1, with fewer parameters: the order of
-        the report, which has the two ViTs first, on 490 thousand images and after other training.
-        An earlier row of EfficientNet + ViT, 17.2 % top-1 and 79.2 % on LFW for seed 0, came from a
-        processor on which its patches were wrong in bfloat16 ([performance.md](performance.md));
-        one from before each layer drew initial weights of its own, and from another processor, had
-        32.0 and 82.9. At the report's own rate and s = 64 (6 blocks of full width, 460 updates) an
-        earlier trial had learnt nothing: 0.2 % top-1 of 988 identities.
+        have hardly begun to tell 988 people apart (one seed each). In each of three seeds
+        EfficientNet + ViT is above EfficientNet alone, by 1.1, 3.1 and 2.8 points of LFW and by 6
+        to 14 of top-1, with fewer parameters: the order of the report, which has the two ViTs
+        first, on 490 thousand images and after other training. An earlier row of EfficientNet +
+        ViT, 17.2 % top-1 and 79.2 % on LFW for seed 0, came from a processor on which its patches
+        were wrong in bfloat16 ([performance.md](performance.md)); one from before each layer drew
+        initial weights of its own, and from another processor, had 32.0 and 82.9. At the report's
+        own rate and s = 64 (6 blocks of full width, 460 updates) an earlier trial had learnt
+        nothing: 0.2 % top-1 of 988 identities.
 
         The report's Table 4.1 has its ViTs on further sets, in percent for P8S8 and P12S8: SLLFW
         90.78 and 90.07, CALFW 86.78 and 87.35, CPLFW 80.78 and 81.60, TALFW 83.05 and 84.00, CFP-FP

@@ -121,7 +121,7 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
         converter.representative_dataset = lambda: _representative_batches(job, left_out)
     try:
         if job["quantization"] == "int8_cpu":
-            content = _quantize_for_cpu(converter, converter.representative_dataset)
+            content = _quantize_for_cpu(converter)
         else:
             content = converter.convert()
     except ExportError:
@@ -264,14 +264,14 @@ def _representative_batches(
         yield {IMAGE: batch.astype(job["input_dtype"])}
 
 
-def _quantize_for_cpu(converter: Any, batches: Callable[[], Iterator]) -> bytes:
+def _quantize_for_cpu(converter: Any) -> bytes:
     """Return the int8 file with some operators in float32, by TensorFlow's own list of them."""
     import tensorflow as tf
 
     try:
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter,
-            debug_dataset=batches,
+            debug_dataset=converter.representative_dataset,
             debug_options=tf.lite.experimental.QuantizationDebugOptions(
                 denylisted_ops=list(_FLOAT_ON_CPU)
             ),
