@@ -11,7 +11,10 @@ EXTRAS ?= tensorflow,train,face,plot,export,dev
 # XLA's default code generator takes more than twice as long over the tests' small graphs. A JAX that
 # does not know a flag stops and names it: then give `XLA_FLAGS=`.
 XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
-FOR_TESTS = $(if $(filter jax,$(BACKEND)),XLA_FLAGS="$(XLA_FLAGS)")
+# The tests compile many graphs more than once, in other processes, too: the cache halves that.
+JAX_CACHE = JAX_COMPILATION_CACHE_DIR="$(abspath $(VENV))/jax_cache" \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
+FOR_TESTS = $(if $(filter jax,$(BACKEND)),XLA_FLAGS="$(XLA_FLAGS)" $(JAX_CACHE))
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 

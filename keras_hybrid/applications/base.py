@@ -177,7 +177,7 @@ def mlp(x, width: int, *, dropout: float, name: str, transform=None, activation=
 
 def _mlp_dense(width: int, name: str) -> keras.layers.Dense:
     # An initialiser for each: one draws the same numbers at every call.
-    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+    initializer = keras.initializers.RandomNormal(stddev=0.02)
     return keras.layers.Dense(width, kernel_initializer=initializer, name=name)
 
 
@@ -288,7 +288,7 @@ def build_model(
             x = keras.layers.Dense(
                 embedding_dim,
                 use_bias=False,
-                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
                 name="embedding_projection",
             )(x)
             x = BatchNormalization(epsilon=1e-5, momentum=0.9, name="embedding_norm")(x)
@@ -316,7 +316,7 @@ def build_model(
             x = dense(
                 number,
                 activation=classifier_activation,
-                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
                 dtype="float32",
                 name="predictions",
             )(x)

@@ -103,7 +103,7 @@ class BottleneckAttention(keras.layers.Layer):
         self.qkv = keras.layers.Dense(
             3 * channels,
             use_bias=False,
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=channels**-0.5),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=channels**-0.5),
             dtype=self.dtype_policy,
             name="qkv",
         )

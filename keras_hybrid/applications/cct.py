@@ -23,6 +23,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     mlp,
 )
+from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
@@ -100,7 +101,7 @@ def convolutional_tokenizer(x, dim: int, kernel_size: int, num_convolutions: int
             kernel_size,
             strides=stride,
             use_bias=False,
-            kernel_initializer="he_normal",
+            kernel_initializer=he_normal("fan_in"),
             name=f"tokenizer{i}_conv",
         )(x)
         x = keras.layers.ReLU(name=f"tokenizer{i}_relu")(x)
@@ -147,7 +148,7 @@ def _compact(
     if class_token:
         x = ClassToken(initializer="zeros", name="class_token")(x)
     x = LearnedPositionEmbedding(
-        keras.initializers.TruncatedNormal(stddev=0.2), name="position_embedding"
+        keras.initializers.RandomNormal(stddev=0.2), name="position_embedding"
     )(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name="position_dropout")(x)
@@ -332,7 +333,11 @@ def ViTLite(
     )
     check_patches(x, patch_size)
     x = Conv2D(
-        dim, patch_size, strides=patch_size, kernel_initializer="he_normal", name="patch_embedding"
+        dim,
+        patch_size,
+        strides=patch_size,
+        kernel_initializer=he_normal("fan_in"),
+        name="patch_embedding",
     )(x)
     return _compact(
         inputs,

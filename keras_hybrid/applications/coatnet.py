@@ -27,7 +27,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     mlp,
 )
-from keras_hybrid.applications.convolution import squeeze_excitation
+from keras_hybrid.applications.convolution import he_normal, squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
@@ -83,13 +83,9 @@ def _convolution(x, width: int, *, name: str, kernel_size: int = 1, stride=1, us
         strides=stride,
         padding=padding,
         use_bias=use_bias,
-        kernel_initializer=_fan_out(),
+        kernel_initializer=he_normal(),
         name=name,
     )(x)
-
-
-def _fan_out():
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
 def _batch_norm(x, name: str, activation: str | None = None):
@@ -122,7 +118,7 @@ def convolution_block(x, width, *, stride, expansion, se_ratio, drop_path, name)
         strides=stride,
         padding="valid" if stride > 1 else "same",
         use_bias=False,
-        depthwise_initializer=_fan_out(),
+        depthwise_initializer=he_normal(),
         name=f"{name}_depthwise",
     )(x)
     x = _batch_norm(x, f"{name}_norm2", "gelu")
@@ -130,7 +126,7 @@ def convolution_block(x, width, *, stride, expansion, se_ratio, drop_path, name)
         x = squeeze_excitation(
             x,
             max(1, int(width * se_ratio)),
-            initializer=_fan_out(),
+            initializer=he_normal(),
             activation="silu",
             name=f"{name}_se",
         )
@@ -291,7 +287,7 @@ def CoAtNet(
         return keras.layers.Dense(
             hidden_dim,
             activation="tanh",
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="hidden",
         )(y)
 

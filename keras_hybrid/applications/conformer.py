@@ -36,6 +36,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     transformer_block,
 )
+from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import STEMS
@@ -158,7 +159,7 @@ def _conv(x, channels: int, kernel_size: int, strides: int, name: str, *, bias=F
     # Keras pads strided convolutions on one side.
     if padding and strides > 1:
         x = keras.layers.ZeroPadding2D(padding, name=f"{name}_padding")(x)
-    # Kaiming's, by fan-out; PyTorch's default for a bias.
+    # PyTorch's default for a bias.
     bound = (kernel_size**2 * x.shape[-1]) ** -0.5
     return Conv2D(
         channels,
@@ -166,9 +167,7 @@ def _conv(x, channels: int, kernel_size: int, strides: int, name: str, *, bias=F
         strides=strides,
         padding="same" if strides == 1 else "valid",
         use_bias=bias,
-        kernel_initializer=keras.initializers.VarianceScaling(
-            2.0, mode="fan_out", distribution="untruncated_normal"
-        ),
+        kernel_initializer=he_normal(),
         bias_initializer=keras.initializers.RandomUniform(-bound, bound),
         name=name,
     )(x)

@@ -278,7 +278,7 @@ def ConViT(
         patch_size,
         strides=patch_size,
         padding="valid",
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
         name="patch_embedding",
     )(x)
     grid_size = tuple(x.shape[1:3])

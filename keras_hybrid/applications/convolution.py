@@ -26,6 +26,15 @@ def check_rows(stages: Sequence[Sequence], columns: Sequence[str]) -> None:
             )
 
 
+def he_normal(mode: str = "fan_out") -> keras.initializers.Initializer:
+    """Return He et al. 2015's normal distribution, drawn as PyTorch draws it, without a cut.
+
+    Args:
+        mode: ``"fan_out"`` keeps the variance of the gradients, ``"fan_in"`` that of the maps.
+    """
+    return keras.initializers.VarianceScaling(2.0, mode, "untruncated_normal")
+
+
 def batch_norm(x, name: str, epsilon: float = EPSILON):
     """Batch normalisation with PyTorch's defaults."""
     return BatchNormalization(epsilon=epsilon, momentum=MOMENTUM, name=name)(x)

@@ -44,7 +44,7 @@ from keras_hybrid.applications.base import (
     build_model,
     image_input,
 )
-from keras_hybrid.applications.convolution import check_rows, squeeze_excitation
+from keras_hybrid.applications.convolution import check_rows, he_normal, squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.registry import ModelInfo, register_model
@@ -124,11 +124,6 @@ VARIANTS = {
 }
 
 
-def _initializer() -> keras.initializers.Initializer:
-    """The release's: normal, variance 2 / (kernel area × channels put out)."""
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-
-
 def _normalized(x, *, activation: str | None, momentum: float, name: str):
     x = BatchNormalization(epsilon=EPSILON, momentum=momentum, name=f"{name}_bn")(x)
     if activation is None:
@@ -146,7 +141,7 @@ def conv_bn(
         strides=strides,
         padding="same",
         use_bias=False,
-        kernel_initializer=_initializer(),
+        kernel_initializer=he_normal(),
         name=f"{name}_conv",
     )(x)
     return _normalized(x, activation=activation, momentum=momentum, name=name)
@@ -184,7 +179,7 @@ def inverted_bottleneck(
         strides=strides,
         padding="same",
         use_bias=False,
-        depthwise_initializer=_initializer(),
+        depthwise_initializer=he_normal(),
         name=f"{name}_{depthwise_name}",
     )(x)
     x = _normalized(x, activation=activation, momentum=momentum, name=name)
@@ -192,7 +187,7 @@ def inverted_bottleneck(
         x = squeeze_excitation(
             x,
             max(1, int(channels_in * se_ratio)),
-            initializer=_initializer(),
+            initializer=he_normal(),
             activation=activation,
             name=f"{name}_se",
         )

@@ -30,6 +30,7 @@ from keras_hybrid.applications.base import (
     image_input,
     transformer_block,
 )
+from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.channels_last import Conv2D, channels_last
@@ -95,7 +96,7 @@ class PatchConvolutions(keras.layers.Layer):
                 padding="same",
                 data_format="channels_last",
                 activation="relu",
-                kernel_initializer="he_normal",
+                kernel_initializer=he_normal("fan_in"),
                 dtype=self.dtype_policy,
                 name=f"conv{i}",
             )
@@ -205,7 +206,7 @@ def FaceRec(
         logits = ConvolutionalAttention(num_heads, name="convolutional_attention")(features)
     x = keras.layers.Dense(
         dim,
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
         name="patch_embedding",
     )(patches)
     x = SinusoidalPositionEmbedding(name="position_embedding")(x)

@@ -28,7 +28,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     transformer_block,
 )
-from keras_hybrid.applications.convolution import conv_norm
+from keras_hybrid.applications.convolution import conv_norm, he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.channels_last import DepthwiseConv2D, MaxPooling2D
@@ -39,7 +39,7 @@ from keras_hybrid.layers.position import LearnedPositionEmbedding, RelativePosit
 __all__ = ["FaceRecSmall"]
 
 EPSILON = 1e-5
-HE_NORMAL = keras.initializers.HeNormal()
+HE_NORMAL = he_normal("fan_in")
 
 
 def _stem(x, channels: Sequence[int], blocks: Sequence[int]) -> list:
@@ -82,7 +82,7 @@ def _depthwise(x, grid: tuple[int, int], name: str):
     y = DepthwiseConv2D(
         3,
         padding="same",
-        depthwise_initializer=keras.initializers.TruncatedNormal(stddev=0.1),
+        depthwise_initializer=keras.initializers.RandomNormal(stddev=0.1),
         name=f"{name}_conv",
     )(y)
     y = keras.layers.Reshape((grid[0] * grid[1], channels), name=f"{name}_tokens")(y)
@@ -182,7 +182,7 @@ def FaceRecSmall(
     features = _tap_tokens(taps, conv_dim) if convolutional_attention else None
     x = keras.layers.Reshape((tokens, dim), name="tokens")(taps[-1])
     x = LearnedPositionEmbedding(
-        keras.initializers.TruncatedNormal(stddev=0.2), name="position_embedding"
+        keras.initializers.RandomNormal(stddev=0.2), name="position_embedding"
     )(x)
     for i, rate in enumerate(linear_drop_path(drop_path, depth)):
         logits = []
@@ -222,7 +222,7 @@ def FaceRecSmall(
         if place_dim:
             places = keras.layers.Dense(
                 place_dim,
-                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
                 name="places_projection",
             )(x)
             places = keras.layers.Flatten(name="places")(places)

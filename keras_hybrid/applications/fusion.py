@@ -225,7 +225,7 @@ def LateFusion(
         keras.layers.Dense(
             embedding_dim,
             use_bias=False,
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             name=f"{part.prefix}_projection",
         )(part.vector(image))
         for part in parts

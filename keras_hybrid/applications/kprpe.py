@@ -46,6 +46,7 @@ from keras_hybrid.applications.base import (
     linear_drop_path,
     mlp,
 )
+from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
@@ -258,7 +259,7 @@ def _landmark_head(x, channels: Sequence[int]):
             strides=2,
             padding="same",
             use_bias=False,
-            kernel_initializer="he_normal",
+            kernel_initializer=he_normal("fan_in"),
             name=f"landmark{i}_conv",
         )(x)
         x = _batch_norm(EPSILON, f"landmark{i}_norm")(x)
@@ -438,7 +439,7 @@ def KPRPE(
             y = keras.layers.Dense(
                 width,
                 use_bias=False,
-                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
                 name=f"{part}_projection",
             )(y)
             y = _batch_norm(2e-5, f"{part}_norm")(y)

@@ -30,6 +30,7 @@ from keras_hybrid.applications.convolution import (
     batch_norm,
     check_rows,
     conv_norm,
+    he_normal,
     inverted_residual,
 )
 from keras_hybrid.applications.features import endpoint
@@ -82,18 +83,13 @@ VARIANTS = {
 }
 
 
-def _initializer() -> keras.initializers.Initializer:
-    """He et al.'s normal distribution by the number of outputs."""
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-
-
 def global_depthwise(x, embedding_dim: int | None, embedding_bias: bool):
     """Weigh every position of every channel, then project: the paper's GDConv and linear 1×1."""
     x = DepthwiseConv2D(
         tuple(x.shape[1:3]),
         padding="valid",
         use_bias=False,
-        depthwise_initializer=_initializer(),
+        depthwise_initializer=he_normal(),
         name="global_conv",
     )(x)
     x = batch_norm(x, "global_norm")
@@ -103,7 +99,7 @@ def global_depthwise(x, embedding_dim: int | None, embedding_bias: bool):
     x = keras.layers.Dense(
         embedding_dim,
         use_bias=embedding_bias,
-        kernel_initializer=_initializer(),
+        kernel_initializer=he_normal(),
         name="embedding_projection",
     )(x)
     return batch_norm(x, "embedding_norm")
@@ -184,7 +180,7 @@ def MobileFaceNet(
         mean=pixel_mean,
         std=pixel_std,
     )
-    common = {"initializer": _initializer(), "activation": activation}
+    common = {"initializer": he_normal(), "activation": activation}
     stem = {**common, "activation": stem_activation or activation}
     x = conv_norm(x, stem_channels, 3, strides=2, name="stem0", **common)
     x = conv_norm(x, stem_channels, 3, groups=stem_groups, name="stem1", **stem)

@@ -18,6 +18,7 @@ from keras_hybrid.applications.convolution import (
     EPSILON,
     check_rows,
     conv_norm,
+    he_normal,
     inverted_residual,
 )
 from keras_hybrid.applications.features import endpoint
@@ -41,11 +42,6 @@ STAGES = (
 # For which Keras has weights.
 KERAS_WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 KERAS_SIZES = (96, 128, 160, 192, 224)
-
-
-def _initializer() -> keras.initializers.Initializer:
-    """He et al.'s normal distribution by the number of outputs, those of its group only."""
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
 def _rounded(channels: float) -> int:
@@ -125,7 +121,7 @@ def MobileNetV2(
     size = x.shape[1] if x.shape[1] == x.shape[2] and x.shape[1] in KERAS_SIZES else 224
     colours = x.shape[-1]
     common = {
-        "initializer": _initializer(),
+        "initializer": he_normal(),
         "activation": "relu6",
         "epsilon": 1e-3 if keras_trunk else EPSILON,
         "keras_padding": keras_trunk,

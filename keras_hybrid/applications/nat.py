@@ -191,7 +191,7 @@ class NeighborhoodAttention(keras.layers.Layer):
             raise ValueError(
                 f"num_heads={self.num_heads} does not divide the {channels} channels of the input."
             )
-        initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+        initializer = keras.initializers.RandomNormal(stddev=0.02)
         self.qkv = keras.layers.Dense(
             3 * channels,
             use_bias=self.qkv_bias,

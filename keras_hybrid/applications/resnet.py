@@ -26,7 +26,7 @@ from keras_hybrid.applications.base import (
     build_model,
     image_input,
 )
-from keras_hybrid.applications.convolution import squeeze_excitation
+from keras_hybrid.applications.convolution import he_normal, squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights, Weights, keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
@@ -90,11 +90,6 @@ def convolution(x, channels: int, kernel_size: int, *, strides: int = 1, name: s
 def normalization(x, name: str):
     """Apply batch normalisation with PyTorch's numbers."""
     return BatchNormalization(epsilon=EPSILON, momentum=0.9, name=name)(x)
-
-
-def he_normal():
-    """Return He et al. 2015's initialiser, which keeps the variance of the gradients."""
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
 def bottleneck(

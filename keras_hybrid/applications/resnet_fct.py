@@ -21,6 +21,7 @@ import keras
 from keras import ops
 
 from keras_hybrid.applications.base import build_model
+from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import keras_form
 from keras_hybrid.applications.registry import ModelInfo, register_model
@@ -60,16 +61,19 @@ VARIANTS = {
 
 def add_descriptor(x, descriptor, project: str, name: str):
     """Add the global descriptor to a map at every place, in the map's width or in its own."""
-    initializer = "he_normal"
     width = descriptor.shape[-1]
     if project == "local":
         x = Conv2D(
-            width, 1, use_bias=False, kernel_initializer=initializer, name=f"{name}_projection"
+            width,
+            1,
+            use_bias=False,
+            kernel_initializer=he_normal("fan_in"),
+            name=f"{name}_projection",
         )(x)
     else:
         width = x.shape[-1]
         descriptor = keras.layers.Dense(
-            width, use_bias=False, kernel_initializer=initializer, name=f"{name}_projection"
+            width, use_bias=False, kernel_initializer=he_normal("fan_in"), name=f"{name}_projection"
         )(descriptor)
     descriptor = keras.layers.Reshape((1, 1, width), name=f"{name}_descriptor")(descriptor)
     return keras.layers.Add(name=f"{name}_sum")([x, descriptor])
@@ -78,7 +82,9 @@ def add_descriptor(x, descriptor, project: str, name: str):
 def patch_embedding(x, channels: int, name: str):
     """Overlapping patches: a 3×3 convolution of stride 2, padded alike on all sides."""
     x = keras.layers.ZeroPadding2D(1, name=f"{name}_padding")(x)
-    return Conv2D(channels, 3, strides=2, kernel_initializer="he_normal", name=f"{name}_patches")(x)
+    return Conv2D(
+        channels, 3, strides=2, kernel_initializer=he_normal("fan_in"), name=f"{name}_patches"
+    )(x)
 
 
 def segment_means(tokens, lengths: Sequence[int]):
@@ -187,6 +193,7 @@ def ResNetFCT(
             dropout=dropout,
             attention_dropout=attention_dropout,
             projection_epsilon=None,
+            kernel_initializer=he_normal("fan_in"),
             name=f"fct{i}",
         )(x)
         tokens.append(keras.layers.Reshape((-1, dim), name=f"fct{i}_tokens")(x))

@@ -25,6 +25,7 @@ from keras_hybrid.applications.base import (
     build_model,
     image_input,
 )
+from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.channels_last import Conv2D, MaxPooling2D
@@ -355,7 +356,9 @@ def _norm_relu(x, name: str):
 
 
 def _linear(x, channels: int, use_bias: bool, name: str):
-    return Conv2D(channels, 1, use_bias=use_bias, kernel_initializer="he_normal", name=name)(x)
+    return Conv2D(
+        channels, 1, use_bias=use_bias, kernel_initializer=he_normal("fan_in"), name=name
+    )(x)
 
 
 def attention_block(
@@ -380,6 +383,7 @@ def attention_block(
         kernel_size,
         min(share, value_dim),
         relation,
+        he_normal("fan_in"),
         name=f"{name}_attention",
     )(y)
     y = _norm_relu(y, f"{name}_output")

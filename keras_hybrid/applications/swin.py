@@ -265,7 +265,7 @@ class PatchMerging(keras.layers.Layer):
         self.reduction = keras.layers.Dense(
             2 * channels,
             use_bias=False,
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="reduction",
         )
@@ -418,7 +418,7 @@ def Swin(
         patch_size,
         strides=patch_size,
         padding="valid",
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
         name="patch_embedding",
     )(x)
     x = keras.layers.LayerNormalization(epsilon=epsilon, name="patch_norm")(x)

@@ -117,7 +117,7 @@ def ViT(
         patch_size,
         strides=patch_size,
         padding="valid",
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
         name="patch_embedding",
     )(x)
     grid_size = x.shape[1:3]

@@ -26,7 +26,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         scale: Factor on QKᵀ. ``None``: head_dim^-0.5.
         attention_dropout: Rate on the attention map, in [0, 1).
         dropout: Rate on the output, in [0, 1).
-        kernel_initializer: For both projections. ``None``: truncated normal with standard deviation
+        kernel_initializer: For both projections. ``None``: normal with standard deviation
             0.02, the vision transformers' own.
         output_dim: Width of the output. ``None``: that of the input.
         bias_initializer: For both biases.
@@ -74,7 +74,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.attention_dropout = attention_dropout
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.TruncatedNormal(stddev=0.02)
+            kernel_initializer or keras.initializers.RandomNormal(stddev=0.02)
         )
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.remat = remat

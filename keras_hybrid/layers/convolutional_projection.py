@@ -89,7 +89,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         self.linear = keras.layers.Dense(
             channels,
             use_bias=self.use_bias,
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="linear",
         )
@@ -243,7 +243,7 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
             projection.build(input_shape)
         self.projection = keras.layers.Dense(
             channels,
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="projection",
         )

@@ -13,7 +13,7 @@ class SequencePooling(keras.layers.Layer):
     Hassani et al. 2021 (Compact Convolutional Transformers), eqs. 4 and 5.
 
     Args:
-        kernel_initializer: For the projection to one scalar. ``None``: truncated normal with
+        kernel_initializer: For the projection to one scalar. ``None``: normal with
             standard deviation 0.02.
 
     Call arguments:
@@ -26,7 +26,7 @@ class SequencePooling(keras.layers.Layer):
     def __init__(self, kernel_initializer=None, **kwargs):
         super().__init__(**kwargs)
         self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.TruncatedNormal(stddev=0.02)
+            kernel_initializer or keras.initializers.RandomNormal(stddev=0.02)
         )
         self.input_spec = keras.layers.InputSpec(ndim=3)
 

@@ -12,7 +12,7 @@ class LearnedPositionEmbedding(keras.layers.Layer):
     """Adds one learned vector to each token.
 
     Args:
-        initializer: For the table of shape (1, tokens, channels). ``None``: truncated normal with
+        initializer: For the table of shape (1, tokens, channels). ``None``: normal with
             standard deviation 0.02.
 
     Call arguments:
@@ -22,7 +22,7 @@ class LearnedPositionEmbedding(keras.layers.Layer):
     def __init__(self, initializer=None, **kwargs):
         super().__init__(**kwargs)
         self.initializer = keras.initializers.get(
-            initializer or keras.initializers.TruncatedNormal(stddev=0.02)
+            initializer or keras.initializers.RandomNormal(stddev=0.02)
         )
 
     def build(self, input_shape):
@@ -124,7 +124,7 @@ class RelativePositionBias(keras.layers.Layer):
         self.table = self.add_weight(
             name="table",
             shape=((2 * height - 1) * (2 * width - 1), self.num_heads),
-            initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
         )
         row, column = np.divmod(np.arange(height * width), width)
         dy = row[:, np.newaxis] - row[np.newaxis] + height - 1

@@ -63,7 +63,7 @@ class ClassToken(keras.layers.Layer):
     """Prepends one learned token (Dosovitskiy et al. 2021, eq. 1).
 
     Args:
-        initializer: For the token of shape (1, 1, channels). ``None``: truncated normal with
+        initializer: For the token of shape (1, 1, channels). ``None``: normal with
             standard deviation 0.02.
 
     Call arguments:
@@ -76,7 +76,7 @@ class ClassToken(keras.layers.Layer):
     def __init__(self, initializer=None, **kwargs):
         super().__init__(**kwargs)
         self.initializer = keras.initializers.get(
-            initializer or keras.initializers.TruncatedNormal(stddev=0.02)
+            initializer or keras.initializers.RandomNormal(stddev=0.02)
         )
         self.input_spec = keras.layers.InputSpec(ndim=3)
 

@@ -641,6 +641,31 @@ def test_patches_must_tile_the_image(shape):
         layers.ImageToPatches(2)(X)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.ClassToken,
+        layers.LearnedPositionEmbedding,
+        layers.SequencePooling,
+        lambda: layers.MultiHeadSelfAttention(4),
+        lambda: layers.ConvolutionalProjectionAttention(4, (4, 8)),
+    ],
+    ids=["token", "positions", "pooling", "attention", "convolutional"],
+)
+def test_default_weights_have_the_authors_deviation_and_no_cut(layer):
+    """PyTorch's ``trunc_normal_(std=0.02)`` cuts at ±2; Keras's truncated normal at ±0.04."""
+    keras.utils.set_random_seed(0)
+    layer = layer()
+    layer.build((None, 32, 1024))
+    tables = [v for v in layer.get_weights() if v.ndim != 1 and v.size >= 1024 and np.ptp(v) > 0]
+    tables = [v for v in tables if v.ndim != 4]  # Depthwise kernels begin as PyTorch's own.
+    assert tables
+    for values in tables:
+        assert np.std(values) == pytest.approx(0.02, rel=0.08)
+        # A normal distribution has 4.6 % of its draws there.
+        assert 0.025 < np.mean(np.abs(values) > 0.04) < 0.07
+
+
 def test_class_token_comes_first_and_is_the_same_for_every_image():
     layer = randomised(layers.ClassToken(), X.shape)
     output = numpy(layer(X))
