@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ __all__ = [
 ]
 
 FLIP_MODES = ("sum", "concatenate")
+
+# Model → its part up to the embedding, which a compiling backend compiles once, and the variables.
+_parts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def embed(
@@ -236,7 +240,13 @@ def _raw_embedder(embedder: object) -> object:
     """Return the part of a model up to its layer ``embedding``, or the embedder itself."""
     if not _has_embedding_layer(embedder):
         return embedder
-    return keras.Model(embedder.input, embedder.get_layer("embedding").output)
+    # Quantization and LoRA replace variables, and what was compiled with the former ones is stale.
+    variables = [id(variable) for variable in embedder.variables]
+    part, known = _parts.get(embedder, (None, None))
+    if known != variables:
+        part = keras.Model(embedder.input, embedder.get_layer("embedding").output)
+        _parts[embedder] = part, variables
+    return part
 
 
 def _forward_function(model: object) -> Callable[[Any], np.ndarray]:

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import dataclass
 
 import keras
@@ -76,6 +78,46 @@ def test_embed_equals_the_embedding_model():
     again, _ = evaluation.embed(embedder, x)
     np.testing.assert_allclose(embeddings, embedder.predict(x, verbose=0), atol=1e-5)
     np.testing.assert_allclose(embeddings, again, atol=1e-5)
+
+
+class Counted(keras.layers.Layer):
+    """Counts how often Python runs it: once a trace, and once a call where nothing is traced."""
+
+    runs = 0
+
+    def call(self, inputs):
+        self.runs += 1
+        return inputs
+
+
+def test_a_second_call_compiles_nothing_and_sees_new_weights():
+    inputs = keras.Input((8, 6, 3))
+    counted = Counted()
+    features = keras.layers.Flatten()(counted(inputs))
+    embedding = keras.layers.Dense(5, name="embedding")(features)
+    model = keras.Model(inputs, keras.layers.Dense(3)(embedding))
+    x = images()
+    evaluation.embed(model, x)
+    runs = counted.runs
+    model.set_weights([1 - w for w in model.get_weights()])
+    for quantized in (False, True):
+        if quantized:
+            model.quantize("int8")
+        embeddings, norms = evaluation.embed(model, x)
+        raw = raw_embeddings(model, x)
+        np.testing.assert_allclose(embeddings * norms[:, None], raw, rtol=1e-4)
+        if not quantized:
+            # raw_embeddings runs it once more.
+            assert counted.runs == runs + 1 + (keras.backend.backend() == "torch")
+
+
+def test_embedding_a_model_does_not_keep_it():
+    model = small_classifier()
+    evaluation.embed(model, images())
+    known = weakref.ref(model)
+    del model
+    gc.collect()
+    assert known() is None
 
 
 def test_bad_arguments_to_embed_are_named():
