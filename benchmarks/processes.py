@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 def thread_variables(threads: int) -> dict[str, str]:
     """Return the environment in which NumPy, the backends and the runtimes take so many threads."""
-    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC")  # XLA
     return dict.fromkeys(names, str(threads))
 
 

@@ -24,6 +24,8 @@ from applications.face_id.refusal import Refusal
 
 __all__ = ["Calibration", "Point", "calibration_file", "choose", "embed_source", "measure"]
 
+# Two photographs of different people are not so alike, one in two folders is.
+_ONE_PHOTOGRAPH = 0.99
 # Fewer errors than this say little of a rate: 30 are within 30 % of it, 9 times in 10 (Doddington).
 _ERRORS = 30
 _PHOTOGRAPHS_OF_A_PERSON = 4
@@ -93,6 +95,8 @@ class Calibration:
             raise ValueError(f"{path} is not a calibration: {error}") from error
         if not points:
             raise ValueError(f"{path} is not a calibration: it has no points.")
+        if not np.isfinite(points).all():
+            raise ValueError(f"{path} is not a calibration: it has numbers that are not finite.")
         if calibration.model != model:
             raise ValueError(
                 f"{path} was measured with another model: thresholds of one model mean nothing to "
@@ -133,7 +137,9 @@ def measure(embeddings: np.ndarray, labels: np.ndarray, model: str, source: str)
     curve = roc_curve((embeddings @ embeddings.T)[first, second], same)
     lowest = _ERRORS / num_different
     rates = np.geomspace(lowest, 0.1, 1 + int(np.ceil(10 * np.log10(0.1 / lowest))))
-    rows = np.unique(np.searchsorted(curve.far, rates * (1 + 1e-9), side="right") - 1)
+    rows = np.searchsorted(curve.far, rates * (1 + 1e-9), side="right") - 1
+    # Point 0 is above every score; where the best scores are tied, the next is the strictest.
+    rows = np.unique(np.maximum(rows, 1))
     return Calibration(
         model,
         source,
@@ -180,6 +186,12 @@ def main(arguments: list[str] | None = None) -> int:
         f"{calibration.different_pairs:,} pairs of different people, "
         f"{calibration.same_pairs:,} of one person"
     )
+    if calibration.points[0].threshold > _ONE_PHOTOGRAPH:
+        print(
+            f"note: {calibration.points[0].false_accepts:.2g} of the pairs of different people have "
+            f"a similarity above {_ONE_PHOTOGRAPH}. Is one photograph in several people's folders?",
+            file=sys.stderr,
+        )
     print("false accepts  threshold  true accepts")
     for point in dict.fromkeys(calibration.at(rate) for rate in (1e-2, 1e-3, 1e-4, 0)):
         rate, threshold, true_accepts = point

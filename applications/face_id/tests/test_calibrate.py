@@ -52,6 +52,16 @@ def test_too_few_pairs_say_nothing(count, each):
         measure(*people(count, each), MODEL, "few")
 
 
+def test_one_photograph_in_many_folders_leaves_real_thresholds():
+    """The best scores are tied then, and more of them than the lowest rate allows."""
+    embeddings, labels = people()
+    embeddings[0:30:3] = embeddings[0]
+    calibration = measure(embeddings, labels, MODEL, "drawn")
+    strictest = calibration.at(0)
+    assert strictest.threshold == pytest.approx(1, abs=1e-5)
+    assert strictest.false_accepts == pytest.approx(45 / calibration.different_pairs)
+
+
 def test_a_calibration_is_read_back_and_belongs_to_its_model(tmp_path):
     file = tmp_path / "calibration.json"
     CALIBRATION.write(file)
@@ -70,4 +80,7 @@ def test_other_files_are_not_calibrations(tmp_path, text):
     content = json.loads(file.read_text()) | {"points": []}
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no points"):
+        Calibration.read(file, MODEL)
+    file.write_text(json.dumps(content | {"points": [[0.0, float("inf"), 0.0]]}))
+    with pytest.raises(ValueError, match="not finite"):
         Calibration.read(file, MODEL)
