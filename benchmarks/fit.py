@@ -191,10 +191,11 @@ def measure_keras(name: str, given: argparse.Namespace, folder: pathlib.Path, bu
     batch = images[: given.batch], labels[: given.batch]
     steps = timed(lambda: model.train_on_batch(*batch), given.steps, now)
 
-    def epochs(*data, **options):
+    def epochs(*data, callbacks=(), **options):
         clock = Clock()
+        callbacks = [*callbacks, clock]
         # The first epoch traces and compiles.
-        model.fit(*data, epochs=1 + given.epochs, verbose=0, callbacks=[clock], **options)
+        model.fit(*data, epochs=1 + given.epochs, verbose=0, callbacks=callbacks, **options)
         return clock.seconds[1:]
 
     found = {"steps": steps, "epochs": epochs(images, labels, batch_size=given.batch)}
@@ -206,7 +207,10 @@ def measure_keras(name: str, given: argparse.Namespace, folder: pathlib.Path, bu
         image_size=given.size,
         workers=given.workers,
     )
-    found["files"] = epochs(batches, shuffle=False)
+    # As train.py does: Keras's own data set from ``batches`` can wait for TensorFlow's autotuner.
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    files = batches.to_tf_dataset() if on_tensorflow else batches
+    found["files"] = epochs(files, shuffle=False, callbacks=[batches.callback()])
     found["input"] = reading = []
     for _ in range(given.epochs):
         start = now()

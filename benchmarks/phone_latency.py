@@ -153,6 +153,8 @@ def plot(rows: list[dict], found: dict[str, float], figure: pathlib.Path) -> Non
         frontier = [
             (x, y) for i, (x, y, _) in enumerate(points) if all(y > p[1] for p in points[:i])
         ]
+        if not points:  # nothing was run at one thread
+            continue
         (line,) = axes.plot(*zip(*frontier, strict=True), drawstyle="steps-post", label=kind)
         axes.plot([p[0] for p in points], [p[1] for p in points], marker, color=line.get_color())
         for x, y, name in points:

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 POINTER = "latest.json"
+RESULTS = ("best.keras", "last.keras", "results.json", "report.html")
 STAGES = "checkpoint/pairs"  # goes with the checkpoints when a run is thrown away
 
 
@@ -162,9 +163,11 @@ class Checkpoint(keras.callbacks.Callback):
                 old.unlink()
 
     def discard(self) -> None:
-        """Remove the checkpoints and the history of an earlier run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.table.unlink(missing_ok=True)
+        """Remove what an earlier run left that this one would mix with its own or pass for it."""
+        for folder in (self.folder, self.table.parent / "tensorboard"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in (self.table.name, *RESULTS):
+            (self.table.parent / name).unlink(missing_ok=True)
 
     def on_train_begin(self, logs=None):
         """Start the clock."""

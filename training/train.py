@@ -350,6 +350,12 @@ def _tensorboard(folder: pathlib.Path) -> list:
     if importlib.util.find_spec("tensorflow") is None:
         LOG.warning("TensorBoard logs need TensorFlow, which is not installed: none are written.")
         return []
+    if keras.backend.backend() != "tensorflow":
+        import tensorflow as tf
+
+        # For the log alone it would take the memory of the GPU that another backend trains on.
+        with contextlib.suppress(RuntimeError):  # it runs already
+            tf.config.set_visible_devices([], "GPU")
     return [keras.callbacks.TensorBoard(str(folder), write_graph=False)]
 
 

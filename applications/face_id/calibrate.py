@@ -186,10 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
         f"{calibration.different_pairs:,} pairs of different people, "
         f"{calibration.same_pairs:,} of one person"
     )
-    if calibration.points[0].threshold > _ONE_PHOTOGRAPH:
+    strictest = calibration.points[0]
+    if strictest.threshold > _ONE_PHOTOGRAPH:
         print(
-            f"note: {calibration.points[0].false_accepts:.2g} of the pairs of different people have "
-            f"a similarity above {_ONE_PHOTOGRAPH}. Is one photograph in several people's folders?",
+            f"note: {strictest.false_accepts:.2g} of the pairs of different people have a "
+            f"similarity above {_ONE_PHOTOGRAPH}. Is one photograph in several people's folders?",
             file=sys.stderr,
         )
     print("false accepts  threshold  true accepts")

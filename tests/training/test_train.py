@@ -220,6 +220,30 @@ def test_a_run_from_before_a_setting_had_a_name_is_continued(tmp_path, monkeypat
 
 
 @pytest.mark.any_backend
+def test_a_run_that_is_thrown_away_leaves_nothing_to_be_taken_for_the_next_ones(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    recipe = dataclasses.replace(TINY, epochs=1, pairs="synthetic:20x6", pairs_every=1)
+    train.run(recipe, tmp_path, verbose=0)
+    (tmp_path / "tensorboard" / "train").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"checkpoint", "history.csv", "last.keras", "results.json", "report.html"} <= written
+
+    class Killed(Exception): ...
+
+    def kill(*arguments):
+        raise Killed
+
+    monkeypatch.setattr(train, "begin_with_trained", kill)
+    with pytest.raises(Killed):
+        train.run(dataclasses.replace(recipe, seed=5), tmp_path, restart=True, verbose=0)
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".png"}
+    assert left == {"notes.txt", ".lock"}
+
+
+@pytest.mark.any_backend
 def test_a_folder_that_another_run_is_writing_to_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
     with (
