@@ -2,9 +2,9 @@
 
     python benchmarks/phone_latency.py --images faces.zip --files runs/latency
 
-Exports each model's embedding as LiteRT, float32 and int8 (files that are in the folder already are
-taken as they are; speed does not depend on training), and runs them on XNNPACK with one image a
-call. The models take turns, round by round, so that a disturbance of the machine meets all of them.
+Exports each model's embedding as LiteRT, float32 and quantized in each way (files that are in the
+folder already are taken as they are; speed does not depend on training), and runs them on XNNPACK
+with one image a call. The models take turns, round by round, so that a disturbance of the machine meets all of them.
 A row for each model, kind and number of threads is added to the CSV file: median and quartiles of
 the milliseconds by the clock, their median in processor time (of all threads; at one thread, what a
 call takes on a core of its own), and the ratios of the medians to MobileFaceNet's.
@@ -30,7 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 REFERENCE = "mobilefacenet"
 MODELS = ("facerec_small", "efficientvit_face_small", REFERENCE, "efficientnet_b0_face")
-KINDS = ("float32", "int8")
+KINDS = {"float32": "o", "dynamic": "^", "int8": "s", "int8_cpu": "D"}  # and their markers
 WARM_UP = 3
 # What must be equal for accuracies to be comparable.
 BUDGET = ("identities", "images", "image_size", "epochs", "seed", "flip")
@@ -144,7 +144,7 @@ def plot(rows: list[dict], found: dict[str, float], figure: pathlib.Path) -> Non
     drawing = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(drawing)
     axes = drawing.add_subplot()
-    for kind, marker in zip(KINDS, "os", strict=True):
+    for kind, marker in KINDS.items():
         points = sorted(
             (row["milliseconds"], 100 * found[row["model"]], row["model"])
             for row in rows
