@@ -4,10 +4,11 @@
 
 Exports each model's embedding as LiteRT, float32 and quantized in each way (files that are in the
 folder already are taken as they are; speed does not depend on training), and runs them on XNNPACK
-with one image a call. The models take turns, round by round, so that a disturbance of the machine meets all of them.
-A row for each model, kind and number of threads is added to the CSV file: median and quartiles of
-the milliseconds by the clock, their median in processor time (of all threads; at one thread, what a
-call takes on a core of its own), and the ratios of the medians to MobileFaceNet's.
+with one image a call. The models take turns, round by round, so that a disturbance of the machine
+meets all of them. A row for each model, kind and number of threads is added to the CSV file: median
+and quartiles of the milliseconds by the clock, their median in processor time (of all threads; at
+one thread, what a call takes on a core of its own), and the ratios of the medians to
+MobileFaceNet's.
 
 Where `lfw_from_scratch.csv` has accuracies of two or more of these models, trained on equal data at
 the size of this run, they are drawn against the latency.
