@@ -99,6 +99,27 @@ def failure(capsys, *arguments, status=1) -> str:
 # help, usage
 
 
+def test_tensorflows_errors_are_one_line(capsys, monkeypatch):
+    from keras_hybrid.applications import registry
+
+    class OpError(Exception):
+        __module__ = "tensorflow.python.framework.errors_impl"
+
+    def fail(error):
+        def list_models(*_):
+            raise error
+
+        monkeypatch.setattr(registry, "list_models", list_models)
+
+    fail(OpError("Out of memory\n\nStack trace"))
+    assert failure(capsys, "list") == "error: Out of memory\n"
+    fail(OpError())
+    assert failure(capsys, "list") == "error: OpError\n"
+    fail(KeyError("a bug"))
+    with pytest.raises(KeyError):
+        main(["list"])
+
+
 def test_help_names_the_commands(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
@@ -619,6 +640,48 @@ def test_export_calibrates_with_images_of_the_models_size(capsys, folder, monkey
     assert message == "error: seen\n"
 
 
+def broken_faces(folder, to: Path) -> Path:
+    """The faces, of which one person's cannot be read."""
+    shutil.copytree(folder / "faces", to)
+    for image in (to / "p2").iterdir():
+        image.write_bytes(b"torn")
+    return to
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "npz", "broken"])
+def test_export_calibrates_with_what_there_is(capsys, folder, monkeypatch, tmp_path, kind):
+    """Of splits with the training split, and without what cannot be read."""
+    if kind == "broken":
+        spec = broken_faces(folder, tmp_path / "faces")
+    elif kind == "npz":
+        spec = tmp_path / "faces.npz"
+        images, labels = kh.data.synthetic_identities(PEOPLE, 4, 48)
+        few = {"x_test": images[:3], "y_test": labels[:3]}
+        np.savez(spec, x_train=images, y_train=labels, **few)
+    else:
+        spec = tmp_path / "faces"
+        for person in range(PEOPLE):
+            shutil.copytree(folder / "faces" / f"p{person}", spec / "train" / f"p{person}")
+        shutil.copytree(folder / "faces" / "p0", spec / "test" / "p0")
+        if kind == "zip":
+            spec = shutil.make_archive(str(spec), "zip", spec)
+    given = {}
+
+    def export_function(model, path, **options):
+        given.update(options)
+        return export.ExportReport(path, "litert", 1, 0.0, 1.0, 1.0, 4, {}, None, (), (), 1.0)
+
+    monkeypatch.setattr(export, "to_litert", export_function)
+    status, _, err = run(
+        capsys, "export", folder / "model.keras", "m.tflite", "--to", "litert", "--quantize",
+        "int8", "--representative", spec, "--names", spec,
+    )  # fmt: skip
+    assert status == 0, err
+    assert len(given["representative_data"]) == (16 if kind == "broken" else 20)
+    names = [str(i) for i in range(PEOPLE)] if kind == "npz" else [f"p{i}" for i in range(PEOPLE)]
+    assert given["labels"] == names
+
+
 @pytest.mark.slow
 def test_a_litert_embedding_verifies_as_its_model_does(capsys, folder, face, tmp_path):
     for module in ("tensorflow", "ai_edge_litert"):
@@ -751,6 +814,61 @@ def test_evaluate_judges_at_a_given_threshold(capsys, folder, tmp_path):
     assert results["verification"]["accuracy"] == 0.5  # everything is accepted
     assert results["verification"]["threshold_source"] == "--threshold"
     assert results["classification"] is None
+
+
+def test_evaluate_says_that_pairs_without_folds_flatter(capsys, folder, tmp_path):
+    lines = (folder / "pairs.txt").read_text().splitlines()[1:9]
+    (tmp_path / "pairs.txt").write_text("\n".join(["4", *lines]) + "\n")
+    command = (
+        "evaluate", folder / "model.keras", "--pairs-images", folder / "faces", "--out",
+        tmp_path / "out", "--pairs",
+    )  # fmt: skip
+    for pairs, source, flatters in (
+        (tmp_path / "pairs.txt", "the pairs themselves", True),
+        (folder / "pairs.txt", "cross-validation", False),
+    ):
+        status, _, err = run(capsys, *command, pairs)
+        assert status == 0, err
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert results["verification"]["threshold_source"] == source
+        assert ("note: the pairs have one fold only" in err) == flatters
+    assert "one fold" not in run(capsys, *command, tmp_path / "pairs.txt", "--threshold", 0.3)[2]
+
+
+def test_evaluate_goes_on_without_a_class_that_cannot_be_read(capsys, folder, tmp_path):
+    data = broken_faces(folder, tmp_path / "faces")
+    status, _, err = run(
+        capsys, "evaluate", folder / "model.keras", "--data", data, "--test-fraction", 0.25,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "note: no image of 1 classes could be read, so they are not judged: p2." in err
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["classification"]
+    assert (found["images"], found["skipped_images"], found["skipped_classes"]) == (4, 1, 1)
+    test = kh.data.split_source(kh.data.open_source(folder / "faces"), 0.25)[1]
+    loaded = kh.data.load_arrays(test, SIZE)
+    rest = loaded.labels != 2
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    expected = kh.evaluation.evaluate_classifier(model, loaded.images[rest], loaded.labels[rest])
+    assert found["f1_macro"] == expected.f1_macro
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of folders are text")
+def test_evaluate_writes_names_that_are_no_text(folder, tmp_path):
+    data = tmp_path / "faces"
+    shutil.copytree(folder / "faces", data)
+    for person in range(PEOPLE):
+        (data / f"p{person}").rename(data / f"p{person}\udce9")
+    command = [sys.executable, "-m", "keras_hybrid.cli", "evaluate", folder / "model.keras"]
+    command += ["--data", data, "--out", tmp_path / "\udce9"]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"}
+    )
+    assert answer.returncode == 0, answer.stderr
+    results = (tmp_path / "\udce9" / "results.json").read_text(encoding="utf-8")
+    confused = json.loads(results)["classification"]["most_confused"]
+    assert confused and all(c["true"].endswith("\udce9") for c in confused)
+    assert "\\udce9" in answer.stdout
 
 
 def test_evaluate_reads_insightfaces_files(capsys, folder, tmp_path):

@@ -7,6 +7,7 @@ that fails later.
 
 import contextlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for a failure, 2 for wrong arguments.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         given = build_parser().parse_args(argv)
         given.check(given)
@@ -47,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
     except (ValueError, ImportError, OSError, RuntimeError, MemoryError) as error:
         return _fail(error, 1)
+    except Exception as error:
+        if not type(error).__module__.startswith("tensorflow."):
+            raise
+        # TensorFlow's errors derive from Exception alone; the graph's trace follows the first line.
+        return _fail(next(iter(str(error).strip().splitlines()), type(error).__name__), 1)
     return 0
 
 

@@ -66,11 +66,19 @@ def run_evaluate(given: argparse.Namespace) -> None:
             batch_size=given.batch_size,
             threshold=given.threshold,
         )
+        source = "cross-validation" if given.threshold is None else "--threshold"
+        if given.threshold is None and len(verified.fold_thresholds) == 1:
+            source = "the pairs themselves"
+            print(
+                "note: the pairs have one fold only, so the threshold is chosen on the very pairs "
+                "it is judged on, which flatters the accuracy; give --threshold.",
+                file=sys.stderr,
+            )
         results["verification"] = {
             **verified.to_dict(),
             "pairs_file": given.pairs,
             "flip": given.flip,
-            "threshold_source": "cross-validation" if given.threshold is None else "--threshold",
+            "threshold_source": source,
         }
         print(f"Verification of {len(pairs):,} pairs\n{indented(verified)}")
     if given.out is not None:
@@ -79,7 +87,10 @@ def run_evaluate(given: argparse.Namespace) -> None:
 
 
 def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> dict[str, Any]:
+    import numpy as np
+
     from keras_hybrid import data, evaluation
+    from keras_hybrid.data.files import some
 
     shape = tuple(model.outputs[0].shape) if len(model.outputs) == 1 else ()
     if len(shape) != 2:
@@ -105,7 +116,15 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
                 "has more than one image."
             )
     takes_landmarks = len(model.inputs) > 1
-    test = data.load_arrays(source, size, landmarks=takes_landmarks)
+    # The other classes are judged all the same.
+    test = data.load_arrays(source, size, landmarks=takes_landmarks, every_class=False)
+    lost = [test.class_names[label] for label in np.setdiff1d(source.labels, test.labels)]
+    if lost:
+        print(
+            f"note: no image of {len(lost)} classes could be read, so they are not judged: "
+            f"{some(lost)}.",
+            file=sys.stderr,
+        )
     result = evaluation.evaluate_classifier(
         model,
         test.images,
@@ -128,6 +147,7 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
         "split": given.split,
         "test_fraction": given.test_fraction,
         "skipped_images": len(test.skipped),
+        "skipped_classes": len(lost),
         "flip": given.flip,
     }
 
@@ -198,7 +218,12 @@ def _write_results(results: dict[str, Any], name: str, verified, folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / RESULTS]
     partial = folder / f".{RESULTS}.partial"
-    partial.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    # A name that is not UTF-8 becomes a JSON escape, which reads back as the same name.
+    partial.write_text(
+        json.dumps(results, indent=1, ensure_ascii=False),
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
     partial.replace(written[0])
     if verified is not None:
         if importlib.util.find_spec("matplotlib") is None:

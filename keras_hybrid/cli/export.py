@@ -5,7 +5,13 @@ import sys
 from typing import Any
 
 from keras_hybrid.cli.printing import print_facts
-from keras_hybrid.cli.reading import check_file, class_names, image_size, load_model, open_source
+from keras_hybrid.cli.reading import (
+    check_file,
+    class_names,
+    image_size,
+    load_model,
+    open_training_images,
+)
 
 CALIBRATION_IMAGES = 200
 
@@ -74,10 +80,11 @@ def _calibration_images(spec: str, size: tuple[int, int]):
 
     from keras_hybrid import data
 
-    source = open_source(spec, size)
+    source = open_training_images(spec, size)
     count = min(len(source), CALIBRATION_IMAGES)
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
-    return data.load_arrays(data.Subset(source, chosen.tolist()), size).images
+    drawn = data.Subset(source, chosen.tolist())
+    return data.load_arrays(drawn, size, every_class=False).images
 
 
 def _tensors(tensors) -> str:

@@ -1,7 +1,6 @@
 """What several commands read: models, images, names of classes, records of runs."""
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,17 @@ def open_source(spec: str, size: tuple[int, int], **options: Any):
     return data.open_source(spec, **options)
 
 
+def open_training_images(spec: str, size: tuple[int, int]):
+    """Open images; those of the split `train` where there are splits only."""
+    try:
+        return open_source(spec, size)
+    except ValueError as error:
+        try:
+            return open_source(spec, size, split="train")
+        except ValueError:
+            raise error from None
+
+
 def check_file(path: Path) -> None:
     """Raise ValueError if there is no such file."""
     if not path.is_file():
@@ -73,19 +83,11 @@ def class_names(source: str | None, model) -> list[str] | None:
 
         names = [name.strip() for name in read_text(source, "names").split("\n") if name.strip()]
     else:
-        names = list(open_source(source, (8, 8), split=_training_split(source)).class_names)
+        names = list(open_training_images(source, (8, 8)).class_names)
     classes = model.outputs[0].shape[-1]
     if len(names) != classes:
         raise ValueError(f"{source} names {len(names)} classes, the model has {classes}.")
     return names
-
-
-def _training_split(source: str) -> str | None:
-    """Return the split that names the classes of an .npz which has splits only."""
-    if not source.lower().endswith(".npz") or not zipfile.is_zipfile(source):
-        return None
-    files = zipfile.ZipFile(source).namelist()
-    return None if {"y.npy", "labels.npy"} & set(files) else "train"
 
 
 def read_results(file: Path) -> dict[str, Any]:

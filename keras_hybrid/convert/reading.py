@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,7 +30,7 @@ def read_torch_weights(source: str | os.PathLike | Mapping) -> dict[str, np.ndar
         Name → array; half-precision tensors as float32.
 
     Raises:
-        ValueError: If the file has another suffix, does not exist or holds no tensors.
+        ValueError: If the file has another suffix, does not exist, is damaged or holds no tensors.
         ImportError: If the format needs PyTorch or safetensors and it is not installed.
     """
     content = source if isinstance(source, Mapping) else _read_file(pathlib.Path(source))
@@ -57,16 +58,30 @@ def _read_file(path: pathlib.Path) -> Mapping:
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,  # a member with a password
+            TypeError,  # a single array, .npy
+            ValueError,  # Python objects
+        ) as error:
+            raise ValueError(f"{path} is not a complete .npz file of numbers: {error}") from error
     if path.suffix == ".safetensors":
         try:
+            from safetensors import SafetensorError
             from safetensors.numpy import load_file
         except ImportError as error:
             raise ImportError(
                 f"{path} needs the package safetensors: pip install safetensors"
             ) from error
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a complete .safetensors file: {error}") from error
     try:
         import torch
     except ImportError as error:

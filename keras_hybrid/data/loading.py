@@ -62,6 +62,7 @@ def load_arrays(
     cache: str | os.PathLike | None = None,
     workers: int = 1,
     landmarks: bool = False,
+    every_class: bool = True,
 ) -> LoadedImages:
     """Decode and resize every image of a source once; its landmarks, if it has any, move along.
 
@@ -77,13 +78,16 @@ def load_arrays(
         workers: Decoding threads.
         landmarks: Whether landmarks are needed: an image whose own are not finite or lie far
             outside of it is then left out like an unreadable one.
+        every_class: Whether every class must keep an image. Without, one that loses all of them
+            keeps its name and number; of the source one image must be readable.
 
     Returns:
         The images.
 
     Raises:
-        ValueError: If no image of a class could be read, landmarks are needed and the source has
-            none or those of mirrored faces, or an argument is out of range.
+        ValueError: If no image of a class (without ``every_class``: of any) could be read,
+            landmarks are needed and the source has none or those of mirrored faces, or an argument
+            is out of range.
     """
     height, width = size_pair(image_size)
     needed = needed_landmarks(source) if landmarks else None
@@ -95,6 +99,7 @@ def load_arrays(
     if cache is not None:
         loaded = _read_cache(Path(cache), fingerprint, source)
         if loaded is not None:
+            _check_classes(source, loaded.kept, loaded.skipped, every_class)
             return loaded
 
     images = np.empty((len(source), height, width, 3), np.uint8)
@@ -120,13 +125,7 @@ def load_arrays(
         _LOGGER.warning("skipped %s: %s", path, reason)
     _report_skipped(len(skipped), len(source))
     kept = np.array([i for i, problem in enumerate(problems) if problem is None], np.int64)
-    lost = np.setdiff1d(source.labels, source.labels[kept])
-    if len(lost):
-        names = [source.class_names[label] for label in lost]
-        raise ValueError(
-            f"No image of {len(names)} classes could be read: {some(names)}. "
-            f"The first failure: {skipped[0][0]}: {skipped[0][1]}."
-        )
+    _check_classes(source, kept, skipped, every_class)
     moved = None
     if source.landmarks is not None:
         moved = resize_landmarks(source.landmarks, zoom)[kept]
@@ -178,6 +177,19 @@ def checked_image(
         if problem:
             raise UnreadableImageError(source.paths[index], problem)
     return image
+
+
+def _check_classes(
+    source: ImageSource, kept: np.ndarray, skipped: list[tuple[str, str]], every_class: bool
+) -> None:
+    """Raise ValueError where classes are lost that must not be."""
+    lost = np.setdiff1d(source.labels, source.labels[kept])
+    if len(lost) and (every_class or not len(kept)):
+        names = [source.class_names[label] for label in lost]
+        raise ValueError(
+            f"No image of {len(names)} classes could be read: {some(names)}. "
+            f"The first failure: {skipped[0][0]}: {skipped[0][1]}."
+        )
 
 
 def _report_skipped(count: int, total: int) -> None:

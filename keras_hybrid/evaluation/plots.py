@@ -1,8 +1,8 @@
 """Figures of verification, training and confusion, for screen and print.
 
-Every function writes one file, in the format its suffix names (png, svg, pdf), and returns its
-path. Colours are Okabe and Ito's, which colour-blind readers can tell apart; curves also differ in
-line style, for grey prints. No figure touches matplotlib's global state.
+Every function writes one file, in the format its suffix names (png, svg, pdf; png without one), and
+returns its path. Colours are Okabe and Ito's, which colour-blind readers can tell apart; curves
+also differ in line style, for grey prints. No figure touches matplotlib's global state.
 """
 
 from __future__ import annotations
@@ -181,10 +181,12 @@ def plot_history(
     Args:
         history: ``model.fit(...).history``, or the path of a ``keras.callbacks.CSVLogger`` file.
             ``val_x`` shares the panel of ``x``; ``epoch`` is the horizontal axis where present.
+            Curves are as long as the longest, None where nothing was logged; a shorter one is
+            taken for what ``validation_freq`` leaves if one frequency gives its length.
         path: File to write.
 
     Raises:
-        ValueError: If there are no curves.
+        ValueError: If there are no curves, or the epochs of a shorter one cannot be told.
         ImportError: If matplotlib is missing.
     """
     epochs, panels = read_history(history)
@@ -305,7 +307,6 @@ def _panels(counts: Mapping[str, int], runs: int) -> tuple[Figure, dict[str, lis
 
 def _draw_curve(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> Line2D:
     """Draw what is known of a curve; epochs without a validation leave no gap in it."""
-    epochs = epochs[: len(values)]
     known = np.isfinite(values)
     marker = "o" if known.sum() == 1 else None
     (line,) = axes.plot(epochs[known], values[known], marker=marker, linewidth=1.7, **style)
@@ -407,12 +408,12 @@ def read_history(
 
     Returns:
         The epochs, counted from 1, float64 (epochs,); and for each quantity its curves
-        ``"training"`` and ``"validation"``, as far as there are both, float64 (at most epochs,),
-        NaN where nothing was logged. Losses come first and the learning rate last.
+        ``"training"`` and ``"validation"``, as far as there are both, float64 (epochs,), NaN
+        where nothing was logged. Losses come first and the learning rate last.
 
     Raises:
-        ValueError: If there are no curves, a file is no table, or a column of numbers holds
-            something else.
+        ValueError: If there are no curves, a file is no table, a column of numbers holds
+            something else, or a curve is too short to tell its epochs.
     """
     is_file = isinstance(history, str | Path)
     table = _read_csv(Path(history)) if is_file else history
@@ -435,6 +436,7 @@ def read_history(
         epochs = np.arange(1, longest + 1, dtype="float64")
     elif epochs.min() < 1:  # Keras counts from 0
         epochs = epochs + 1
+    columns = {name: _by_epoch(name, values, epochs, source) for name, values in columns.items()}
     panels: dict[str, dict[str, np.ndarray]] = {}
     for name, values in columns.items():
         base = name.removeprefix("val_")
@@ -445,6 +447,23 @@ def read_history(
         key=lambda name: (name in ("learning_rate", "lr"), name != "loss", "loss" not in name),
     )
     return epochs, {name: dict(sorted(panels[name].items())) for name in order}
+
+
+def _by_epoch(name: str, values: np.ndarray, epochs: np.ndarray, source: str) -> np.ndarray:
+    """Return a curve with NaN at the epochs that ``fit(validation_freq=...)`` left out."""
+    if len(values) == len(epochs):
+        return values
+    count = len(epochs)
+    fitting = [every for every in range(2, count + 1) if count // every == len(values)]
+    # Keras counts a frequency from the first epoch of all, which a continued run lacks.
+    if len(fitting) != 1 or epochs[0] != 1:
+        raise ValueError(
+            f"{source}: the curve {name!r} has {len(values)} values for {count} epochs, and "
+            "which these are cannot be told: pad with None where nothing was logged."
+        )
+    placed = np.full(count, np.nan)
+    placed[fitting[0] - 1 :: fitting[0]] = values
+    return placed
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:
@@ -464,7 +483,7 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
 
 def _number(value: Any) -> float | None:
     """Return a logged value, NaN where there is none, None for what is no number."""
-    if value is None or value == "":
+    if value is None or value in ("", "NA"):  # CSVLogger writes NA
         return math.nan
     try:
         return float(value)
@@ -498,8 +517,14 @@ def new_figure(width: float, height: float, layout: str = "constrained") -> Figu
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure in the format that the path's suffix names, and return the path."""
+    """Write a figure in the format that the path's suffix names, png without one.
+
+    Returns:
+        The path of the file written.
+    """
     path = Path(path)
+    if not path.suffix:  # which matplotlib would add to the file, but not to our path
+        path = path.with_name(f"{path.name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     return path

@@ -58,7 +58,8 @@ def environment() -> dict[str, str]:
         "Accelerators": _accelerators(),
         "Platform": platform.platform(),
         "Date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", *(sys.argv if sys.argv[0] else sys.argv[1:])]),
+        # Of `python -m package.module`, sys.argv has a file that does not run by itself.
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -327,7 +328,7 @@ def _chart(title: str, epochs: np.ndarray, curves: Mapping[str, np.ndarray]) -> 
     for name, curve in curves.items():
         points = [
             (x_of(float(epoch)), y_of(float(value)))
-            for epoch, value in zip(epochs, curve, strict=False)
+            for epoch, value in zip(epochs, curve, strict=True)
             if math.isfinite(value)
         ]
         if len(points) > 1:

@@ -377,7 +377,9 @@ def evaluate_pairs(
             they are not of that size already. By default the model's own input size; a model
             without one, or a plain callable, gets the images as they are.
         flip_mode: As for :func:`keras_hybrid.evaluation.embed`.
-        folds: As :func:`verify`; by default the list's own.
+        folds: As :func:`verify`; by default the list's own. A list without folds (``fold`` 0
+            throughout) has one: the threshold is chosen on the very pairs it is judged on, which
+            flatters; give ``threshold``.
         threshold: As :func:`verify`.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import shutil
 import tempfile
 import time
@@ -71,8 +72,8 @@ def to_saved_model(
         labels: Names of the classes, in the order of the scores, to travel in the file.
         input_range: Smallest and largest value the model expects of an image; [0, 255] unless it
             was built with ``include_preprocessing=False``.
-        tolerance: Largest accepted difference from the model's own outputs, as a fraction of the
-            largest of these. ``None`` means 0.01.
+        tolerance: Largest accepted difference from each of the model's own outputs, as a fraction
+            of the largest value there. ``None`` means 0.01.
         import_modules: Modules to import before the model is loaded for conversion, where custom
             layers are registered in a module other than the one that defines them.
 
@@ -171,8 +172,9 @@ def to_litert(
         input_dtype: ``"uint8"`` makes the file take a camera image unchanged.
         input_range: Smallest and largest value the model expects of an image; [0, 255] unless it
             was built with ``include_preprocessing=False``.
-        tolerance: Largest accepted difference from the model's own outputs, as a fraction of the
-            largest of these. ``None`` means 0.01 without quantization and no limit with it.
+        tolerance: Largest accepted difference from each of the model's own outputs, as a fraction
+            of the largest value there. ``None`` means 0.01 without quantization and no limit with
+            it.
         import_modules: Modules to import before the model is loaded for conversion, where custom
             layers are registered in a module other than the one that defines them.
 
@@ -198,8 +200,7 @@ def to_litert(
             f"input_dtype='uint8' needs a model that takes values in [0, 255]; input_range is "
             f"{input_range}."
         )
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size must be a positive int or None, received {batch_size!r}.")
+    batch_size = _check_batch_size(batch_size)
     if quantization in _CALIBRATED and representative_data is None:
         raise ValueError(
             f"quantization={quantization!r} needs representative_data: about a hundred images of "
@@ -253,8 +254,8 @@ def to_onnx(
         labels: Names of the classes, in the order of the scores, to travel in the file.
         input_range: Smallest and largest value the model expects of an image; [0, 255] unless it
             was built with ``include_preprocessing=False``.
-        tolerance: Largest accepted difference from the model's own outputs, as a fraction of the
-            largest of these. ``None`` means 0.01.
+        tolerance: Largest accepted difference from each of the model's own outputs, as a fraction
+            of the largest value there. ``None`` means 0.01.
         import_modules: Modules to import before the model is loaded for conversion, where custom
             layers are registered in a module other than the one that defines them.
 
@@ -299,6 +300,8 @@ def _export(
     """Convert, check and put in place; leave ``target`` as it is unless all of it succeeds."""
     started = time.perf_counter()
     _check_input_range(input_range)
+    _check_no_text("import_modules", import_modules, "names of modules")
+    _check_no_text("labels", labels, "names of the classes")
     if tolerance is None:
         tolerance = _FLOAT32_TOLERANCE if quantization is None else math.inf
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -368,6 +371,25 @@ def _file_target(path: str | PathLike, suffix: str) -> Path:
     if target.is_dir():
         raise ValueError(f"{target} is a folder; give the name of a {suffix} file.")
     return target
+
+
+def _check_batch_size(batch_size: Any) -> int | None:
+    """Return the size as an int, of whichever library it comes."""
+    if batch_size is None:
+        return None
+    try:
+        number = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"batch_size must be a positive int or None, received {batch_size!r}.")
+    return number
+
+
+def _check_no_text(argument: str, value: Any, content: str) -> None:
+    """Raise ValueError for a text, which would be taken letter by letter."""
+    if isinstance(value, str):
+        raise ValueError(f"{argument} must be a sequence of {content}, received the str {value!r}.")
 
 
 def _check_input_range(input_range: tuple[float, float]) -> None:
@@ -449,7 +471,10 @@ def _describe(
 def _compare(
     actual: list[np.ndarray], expected: list[np.ndarray], tolerance: float, format: str
 ) -> tuple[float, float]:
-    """Return the largest difference and the largest expected value; raise if they are too far."""
+    """Return difference and scale of the output that is furthest off; raise if that is too far.
+
+    The scale is the largest expected value there; the largest of all where it is zero throughout.
+    """
     if not all(np.isfinite(array).all() for array in expected):
         raise ExportError(
             "The model itself returns values that are not finite in float32, so an export could "
@@ -462,14 +487,18 @@ def _compare(
         )
     if not all(np.isfinite(array).all() for array in actual):
         raise ExportError(f"The exported {format} returns values that are not finite.")
-    pairs = list(zip(actual, expected, strict=True))
-    difference = max(float(np.abs(one - other).max()) for one, other in pairs)
-    scale = max(float(np.abs(array).max()) for array in expected)
+    # Each output by its own scale: a small one must not hide beside a large one.
+    scales = [float(np.abs(array).max()) for array in expected]
+    measured = [
+        (float(np.abs(one - other).max()), scale or max(scales))
+        for one, other, scale in zip(actual, expected, scales, strict=True)
+    ]
+    difference, scale = max(measured, key=lambda pair: relative_difference(*pair))
     relative = relative_difference(difference, scale)
     if relative > tolerance:
         raise ExportError(
             f"The exported {format} differs from the model by {difference:.3g}, {relative:.2g} "
-            f"of the largest output; tolerance is {tolerance:g}. Nothing was written."
+            f"of the largest value of that output; tolerance is {tolerance:g}. Nothing was written."
         )
     return difference, scale
 

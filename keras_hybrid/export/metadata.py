@@ -40,14 +40,18 @@ def read_metadata(path: str | PathLike) -> dict[str, Any]:
         - ``quantization`` and ``keras_hybrid_version``.
 
     Raises:
-        ValueError: If the file was not written by this package.
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If the file was not written by this package, or is damaged.
         ImportError: If ``ai-edge-litert`` (for ``.tflite``) or ``onnx`` (for ``.onnx``) is
             missing.
     """
     path = Path(path)
-    if path.suffix == ".tflite":
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+    suffix = path.suffix.lower()
+    if suffix == ".tflite":
         text = _read_litert(path)
-    elif path.suffix == ".onnx":
+    elif suffix == ".onnx":
         text = _read_onnx(path)
     else:
         file = path / SAVED_MODEL_METADATA
@@ -64,17 +68,24 @@ def _read_litert(path: Path) -> str | None:
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
         raise ValueError(f"{path} is not a LiteRT file.")
-    model = schema.Model.GetRootAs(content)
-    for index in range(model.MetadataLength()):
-        entry = model.Metadata(index)
-        if entry.Name() == METADATA_NAME.encode():
-            return model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().decode("utf-8")
+    try:
+        model = schema.Model.GetRootAs(content)
+        for index in range(model.MetadataLength()):
+            entry = model.Metadata(index)
+            if entry.Name() == METADATA_NAME.encode():
+                return model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().decode("utf-8")
+    except Exception as error:  # a damaged file sends the reader anywhere
+        raise ValueError(f"{path} is damaged: {error}") from error
     return None
 
 
 def _read_onnx(path: Path) -> str | None:
     require("onnx", purpose="Reading an .onnx file")
     import onnx
+    from google.protobuf.message import DecodeError  # onnx comes with protobuf
 
-    properties = onnx.load(path, load_external_data=False).metadata_props
+    try:
+        properties = onnx.load(path, load_external_data=False).metadata_props
+    except DecodeError as error:
+        raise ValueError(f"{path} is not an ONNX file, or is damaged: {error}") from error
     return next((entry.value for entry in properties if entry.key == METADATA_NAME), None)

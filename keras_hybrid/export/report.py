@@ -31,12 +31,12 @@ class ExportReport:
         path: The file, or the folder of a SavedModel.
         format: ``"saved_model"``, ``"litert"`` or ``"onnx"``.
         size_bytes: Size of the file, or of all files in the folder.
-        max_abs_difference: Largest absolute difference between the exported file's outputs and
-            the float32 model's, over all samples and outputs. For a model with a mixed-precision
-            policy the float32 model is the same weights computed in float32, on the model's own
-            backend.
-        output_scale: Largest absolute value among the model's outputs, to read
-            ``max_abs_difference`` against.
+        max_abs_difference: Largest absolute difference between the exported file's output and the
+            float32 model's, over all samples; of several outputs that of the one for which
+            ``relative_difference`` is largest. For a model with a mixed-precision policy the
+            float32 model is the same weights computed in float32, on the model's own backend.
+        output_scale: Largest absolute value of that output of the model, to read
+            ``max_abs_difference`` against; of all outputs where that one is zero throughout.
         cosine: Smallest cosine similarity, over samples and outputs, between the exported file's
             output and the model's.
         samples: Number of images compared.

@@ -8,6 +8,7 @@ labels as a second input and put out logits for plain softmax cross-entropy.
 
 import contextlib
 import math
+import operator
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -70,6 +71,17 @@ class _AsMatrix:
         return ops.reshape(self.initializer(flat, dtype=dtype), shape)
 
 
+def _positive_integer(argument: str, value: Any) -> int:
+    """Return an integer of any library as Python's own, which a config can hold."""
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{argument} must be a positive integer. Received: {argument}={value!r}")
+    return number
+
+
 class _CosineHead(keras.layers.Layer):
     """Centres, and the cosines of an embedding with them."""
 
@@ -83,13 +95,8 @@ class _CosineHead(keras.layers.Layer):
         # No autocast: half precision rounds cosines by up to 2⁻⁹, which the loss's scale of 64
         # makes an eighth of a logit.
         super().__init__(autocast=False, **kwargs)
-        for argument, value in (("classes", classes), ("centers_per_class", centers_per_class)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{argument} must be a positive integer. Received: {argument}={value!r}"
-                )
-        self.classes = classes
-        self.centers_per_class = centers_per_class
+        self.classes = _positive_integer("classes", classes)
+        self.centers_per_class = _positive_integer("centers_per_class", centers_per_class)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape):

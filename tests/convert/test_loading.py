@@ -1,5 +1,6 @@
 """Checkpoints of other implementations: every format, and what does not fit is said."""
 
+import importlib.util
 import zipfile
 
 import keras
@@ -208,6 +209,21 @@ def test_the_family_of_a_renamed_model_has_to_be_given(checkpoint):
 def test_what_is_no_checkpoint_is_refused(model, tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         kh.convert.load_torch_weights(model, tmp_path / name)
+
+
+def test_a_truncated_file_is_refused_with_its_name(checkpoint, tmp_path):
+    np.savez(tmp_path / "weights.npz", **checkpoint)
+    files = [tmp_path / "weights.npz"]
+    if importlib.util.find_spec("safetensors") is not None:
+        from safetensors.numpy import save_file
+
+        contiguous = {name: np.ascontiguousarray(value) for name, value in checkpoint.items()}
+        save_file(contiguous, tmp_path / "weights.safetensors")
+        files.append(tmp_path / "weights.safetensors")
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=rf"weights{file.suffix} is not a complete"):
+            kh.convert.read_torch_weights(file)
 
 
 def test_an_empty_dictionary_is_refused(model):

@@ -94,6 +94,17 @@ def test_a_class_that_lost_all_its_images_is_an_error():
         load_arrays(Recorded([0, 1, 1], broken=[1, 2]), 6)
 
 
+def test_a_class_may_lose_all_its_images_if_asked_for(tmp_path):
+    source = Recorded([0, 1, 1, 2], broken=[1, 2])
+    loaded = load_arrays(source, 6, cache=tmp_path / "cache", every_class=False)
+    np.testing.assert_array_equal(loaded.labels, [0, 2])
+    assert loaded.class_names == source.class_names and len(loaded.skipped) == 2
+    with pytest.raises(ValueError, match="class1"):  # who needs them all, of the cache too
+        load_arrays(source, 6, cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="No image of 2 classes"):
+        load_arrays(Recorded([0, 1], broken=[0, 1]), 6, every_class=False)
+
+
 def test_the_cache_is_used_until_something_changes(tmp_path):
     cache = tmp_path / "deep" / "faces.cache"
     source = Recorded([0, 0, 1, 1], broken=[2])

@@ -105,6 +105,32 @@ def test_epochs_without_validation_leave_no_gap_in_the_curve(figures, tmp_path):
     assert points(validation) == [(2, 3.5), (4, 1.5)]
 
 
+@pytest.mark.parametrize("count", [6, 7])  # the last epoch may have had no validation
+def test_a_shorter_curve_stands_where_validation_freq_put_it(count):
+    epochs, panels = read_history({"loss": np.arange(count), "val_loss": [9.0, 8.0]})
+    assert len(epochs) == count
+    expected = [np.nan, np.nan, 9, np.nan, np.nan, 8, np.nan]
+    np.testing.assert_array_equal(panels["loss"]["validation"], expected[:count])
+
+
+@pytest.mark.parametrize(
+    ("validated", "first"),
+    [(1, 1), (4, 1), (2, 11)],  # every third to fifth epoch; no frequency; a continued run
+)
+def test_a_shorter_curve_of_unknown_epochs_is_refused(validated, first):
+    history = {"loss": np.arange(5.0), "val_loss": np.ones(validated)}
+    history["epoch"] = range(first, first + 5)
+    message = f"'val_loss' has {validated} values for 5 epochs.*pad with None"
+    with pytest.raises(ValueError, match=message):
+        read_history(history)
+
+
+def test_a_figure_without_a_suffix_is_where_the_path_says(tmp_path):
+    path = evaluation.plot_history(HISTORY, tmp_path / "history")
+    assert path == tmp_path / "history.png"
+    assert_is_a_drawing(path)
+
+
 def test_several_runs_have_a_line_each_in_every_panel(figures, tmp_path):
     table = tmp_path / "log.csv"
     table.write_text("epoch,loss,accuracy,rate,val_loss\n0,3,0.1,1,\n1,2,0.2,1,2.5\n")
@@ -164,11 +190,11 @@ def test_histories_are_sorted_into_panels(tmp_path):
     assert list(panels) == ["loss", "accuracy", "learning_rate"]
     assert list(panels["loss"]) == ["training", "validation"]
     table = tmp_path / "log.csv"
-    table.write_text("epoch,note,loss,val_loss\n3,x,9,8\n4,y,4,\n")
+    table.write_text("epoch,note,loss,val_loss\n3,x,9,8\n4,y,4,\n5,z,3,NA\n")
     epochs, panels = read_history(table)
-    assert epochs.tolist() == [3, 4]
+    assert epochs.tolist() == [3, 4, 5]
     assert list(panels) == ["loss"]
-    np.testing.assert_array_equal(panels["loss"]["validation"], [8, np.nan])
+    np.testing.assert_array_equal(panels["loss"]["validation"], [8, np.nan, np.nan])
     for empty in ({}, {"epoch": [0]}, {"note": ["x"]}):
         with pytest.raises(ValueError, match="no curves"):
             read_history(empty)

@@ -1,5 +1,6 @@
 import base64
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -143,6 +144,12 @@ def test_bad_figures_and_tables_are_named(tmp_path):
         write(tmp_path, figures={"ROC": tmp_path / "missing.png"})
     with pytest.raises(ValueError, match="Table 'T'"):
         write(tmp_path, tables={"T": [1, 2]})
+
+
+def test_a_module_is_run_again_as_a_module(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/me/mypkg/train.py", "a b"])
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "mypkg.train", "a b"])
+    assert evaluation.environment()["command"] == "python -m mypkg.train 'a b'"
 
 
 def test_environment_names_versions_backend_and_command():

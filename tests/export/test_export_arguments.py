@@ -72,6 +72,9 @@ def test_a_missing_dependency_is_one_sentence_with_the_command(
         ),
         ("to_litert", "out.tflite", {"input_dtype": "int8"}, "input_dtype"),
         ("to_litert", "out.tflite", {"batch_size": 0}, "batch_size"),
+        ("to_litert", "out.tflite", {"batch_size": True}, "batch_size.*True"),
+        ("to_onnx", "out.onnx", {"labels": "abcdefg"}, "labels must be a seq.*str 'abcdefg'"),
+        ("to_onnx", "out.onnx", {"import_modules": "mine"}, "import_modules must be.*'mine'"),
         ("to_litert", "out.tflite", {"input_dtype": "uint8", "input_range": (0, 1)}, "0, 255"),
         ("to_onnx", "out.onnx", {"input_range": (1, 0)}, r"smaller one first, received \(1, 0\)"),
         ("to_saved_model", "out", {"input_range": (0, 1, 2)}, "input_range must be two numbers"),
@@ -159,6 +162,35 @@ def test_representative_images_may_fill_the_range_as_photographs_do(
     assert caught.value.args == (list(input_range),)
 
 
+def test_a_batch_size_may_be_numpys(model, tmp_path, monkeypatch):
+    class StopHereError(RuntimeError):
+        pass
+
+    def convert(job, folder, backend):
+        raise StopHereError(type(job["batch_size"]), json.loads(job["metadata"])["input"]["shape"])
+
+    monkeypatch.setattr(export.formats, "run_conversion", convert)
+    with pytest.raises(StopHereError) as caught:
+        export.to_litert(model, tmp_path / "out.tflite", batch_size=np.int64(2))
+    assert caught.value.args == (int, [2, *IMAGE_SHAPE])
+
+
+def compare(actual, expected):
+    arrays = [[np.array([values]) for values in outputs] for outputs in (actual, expected)]
+    return export.formats._compare(*arrays, 0.01, "onnx")
+
+
+def test_every_output_is_judged_by_its_own_scale():
+    with pytest.raises(export.ExportError, match=r"by 0\.02, 0\.2 of the largest value of that"):
+        compare([[100.0, 0.0], [0.12]], [[100.0, 0.0], [0.1]])
+    assert compare([[100.5], [0.1]], [[100.0], [0.1]]) == (0.5, 100.0)
+    found = compare([[100.1], [0.1005]], [[100.0], [0.1]])  # furthest off for its size
+    assert found == pytest.approx((0.0005, 0.1))
+    # Zeros have no scale of their own.
+    assert compare([[100.0], [0.5]], [[100.0], [0.0]]) == (0.5, 100.0)
+    assert compare([[0.0], [0.0]], [[0.0], [0.0]]) == (0.0, 0.0)
+
+
 def test_a_folder_that_is_no_saved_model_is_left_alone(model, tmp_path):
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(ValueError, match="not a SavedModel"):
@@ -214,6 +246,26 @@ def test_something_else_than_a_model_is_refused(tmp_path):
 def test_reading_metadata_of_another_file_fails_with_its_name(tmp_path):
     with pytest.raises(ValueError, match="holds no"):
         export.read_metadata(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"There is no file or folder .*absent"):
+        export.read_metadata(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "needed"),
+    [
+        ("Face.TFLITE", b"no model", "is not a LiteRT file", "ai_edge_litert"),
+        ("face.tflite", b"\xff\xff\xff\x7fTFL3", "is damaged", "ai_edge_litert"),
+        ("face.onnx", b"no model", "is not an ONNX file", "onnx"),
+        ("Face.ONNX", b"no model", "is not an ONNX file", "onnx"),
+    ],
+)
+def test_reading_metadata_of_a_damaged_file_fails_with_its_name(
+    name, content, message, needed, tmp_path
+):
+    pytest.importorskip(needed)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        export.read_metadata(tmp_path / name)
 
 
 IMAGES = np.arange(5 * 4 * 4 * 3, dtype="float64").reshape(5, 4, 4, 3)

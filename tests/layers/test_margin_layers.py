@@ -161,6 +161,12 @@ def test_layers_serialize_with_every_argument(layer):
     assert copy.get_config() == layer.get_config()
 
 
+def test_counts_of_numpy_are_taken_and_kept_as_pythons():
+    config = CosineClassifier(np.int64(6), np.int32(2)).get_config()
+    assert (type(config["classes"]), config["classes"]) == (int, 6)
+    assert (type(config["centers_per_class"]), config["centers_per_class"]) == (int, 2)
+
+
 def test_layers_and_losses_of_one_name_are_told_apart_in_files():
     assert isinstance(keras.layers.deserialize(keras.layers.serialize(ArcFace(3))), ArcFace)
     copy = keras.losses.deserialize(keras.losses.serialize(losses.ArcFace()))
@@ -186,6 +192,8 @@ def test_norms_are_recorded_only_on_request():
     ("make", "message"),
     [
         (lambda: CosineClassifier(0), "classes must be a positive integer"),
+        (lambda: CosineClassifier(True), "classes=True"),
+        (lambda: CosineClassifier(6.0), r"classes=6\.0"),
         (lambda: CosineClassifier(5, 0), "centers_per_class must be a positive integer"),
         (lambda: CosineClassifier(5)(np.zeros((2, 3, 4))), "must have shape"),
         (lambda: ArcFace(5, gradient="none"), "gradient must be one of"),
