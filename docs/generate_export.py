@@ -204,11 +204,22 @@ def latency(rows: list[dict[str, str]]) -> list[str]:
     """Return the section of latencies, with the figure if there is one."""
     if not rows:
         return []
-    head = ["model", "file", "threads", "ms", "quartiles", "ratio", "processor ms", "ratio", "on"]
+    head = [
+        "model",
+        "pixels",
+        "file",
+        "threads",
+        "ms",
+        "quartiles",
+        "ratio",
+        "processor ms",
+        "ratio",
+        "on",
+    ]
     lines = [LATENCY + f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = [f"`{row['model']}`", row["kind"], row["threads"], row["milliseconds"]]
-        cells += [f"{row['quartile1']} – {row['quartile3']}", row["ratio"]]
+        cells = [f"`{row['model']}`", row["size"], row["kind"], row["threads"]]
+        cells += [row["milliseconds"], f"{row['quartile1']} – {row['quartile3']}", row["ratio"]]
         cells += [row["cpu_milliseconds"], row["cpu_ratio"], row["hardware"]]
         lines.append(f"| {' | '.join(cells)} |")
     if FIGURE.exists():
