@@ -31,8 +31,8 @@ from keras_hybrid.export.process import ExportError
 _STRUCTURAL = {"Const", "Identity", "NoOp", "Placeholder"}
 _BUFFER_ALIGNMENT = 16
 # What "int8_cpu" leaves in float32: LiteRT computes these in int8 by its reference kernels, the
-# products of attention above all, and the statistics of layer normalisation lose most by it.
-_FLOAT_ON_CPU = ("BATCH_MATMUL", "SOFTMAX", "MEAN", "SQUARED_DIFFERENCE", "RSQRT")
+# products of attention and PReLU above all, and the statistics of layer normalisation lose most.
+_FLOAT_ON_CPU = ("BATCH_MATMUL", "SOFTMAX", "MEAN", "SQUARED_DIFFERENCE", "RSQRT", "PRELU")
 
 
 def main(job_file: str, answer_file: str) -> int:

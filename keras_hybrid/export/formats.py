@@ -134,11 +134,11 @@ def to_litert(
       the fly, so no data are needed. XNNPACK has no such kernel for depthwise convolutions: a
       MobileFaceNet is slower so than in float32 (see ``docs/export.md``).
     - ``"int8"``: weights and activations in int8, for accelerators without floating point. An
-      operator without an int8 kernel stays in float32. On a CPU attention is slower so than in
-      float32: LiteRT has slow kernels for its products of activations.
-    - ``"int8_cpu"``: the same size, with those products, softmax and the statistics of layer
-      normalisation (means, squared differences, inverse square roots) in float32. Without
-      attention and layer normalisation it is ``"int8"``, but for global pooling.
+      operator without an int8 kernel stays in float32. On a CPU attention and PReLU are slower
+      so than in float32: LiteRT has slow kernels for products of activations and for PReLU.
+    - ``"int8_cpu"``: the same size, with those products, PReLU, softmax and the statistics of
+      layer normalisation (means, squared differences, inverse square roots) in float32. Without
+      any of them it is ``"int8"``, but for global pooling.
 
     All kinds are made by the TensorFlow converter. For ``"int8"`` it was measured against
     ai-edge-quantizer 0.10 (static, 8-bit weights and activations, the same calibration images) on

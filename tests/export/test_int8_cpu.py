@@ -98,6 +98,27 @@ def test_a_network_of_convolutions_is_int8_but_for_its_global_pooling(photograph
     assert report.cosine >= 0.98
 
 
+def test_prelu_stays_in_float32(photographs, tmp_path):
+    """In int8 LiteRT has a reference kernel for it, and a MobileFaceNet one PReLU a convolution."""
+    skip_without(*NEEDS["to_litert"])
+    image = keras.Input(IMAGE_SHAPE)
+    x = image
+    for strides in (2, 1):
+        x = layers.Conv2D(4, 3, strides=strides)(x)
+        x = layers.PReLU(keras.initializers.Constant(0.25), shared_axes=[1, 2])(x)
+    model = randomize(keras.Model(image, layers.Dense(3)(layers.Flatten()(x))))
+    report = export.to_litert(
+        model,
+        tmp_path / "model.tflite",
+        quantization="int8_cpu",
+        representative_data=photographs,
+    )
+    found = operators(report.path)
+    assert [types for name, types in found if name == "PRELU"] == [{"FLOAT32"}] * 2
+    assert [types for name, types in found if name == "CONV_2D"] == [{"INT8"}] * 2
+    assert report.cosine >= 0.98
+
+
 def test_a_model_without_anything_to_quantize_is_refused_in_words(photographs, tmp_path):
     skip_without(*NEEDS["to_litert"])
     image = keras.Input(IMAGE_SHAPE)
