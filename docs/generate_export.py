@@ -44,10 +44,10 @@ into the columns of the embedding's weights, which then do not fit into eight bi
 folding the published MobileFaceNet below had cosines from 0.967 (dynamic) and 0.942 (int8) on.
 
 Of the two kinds in int8, `int8` is for accelerators without floating point and `int8_cpu` for
-processors. LiteRT multiplies two activations, and computes PReLU, in int8 by slow reference kernels:
-a MobileFaceNet, which has 33 PReLUs, is six times slower so than in float32. `int8_cpu` leaves PReLU and
-attention's products in float32, with softmax and the statistics of layer normalisation. Files have
-the same size, and convolutional networks nearly the same operators.
+processors. LiteRT multiplies two activations, and computes PReLU, in int8 by slow reference
+kernels: a MobileFaceNet, which has 33 PReLUs, is six times slower so than in float32. `int8_cpu`
+leaves PReLU and attention's products in float32, with softmax and the statistics of layer
+normalisation. Files have the same size, and convolutional networks nearly the same operators.
 
 A network without a bound on its activations may answer a rare photograph with values a hundred
 times the others', and the range that calibration takes from it leaves two or three of 256 levels to
