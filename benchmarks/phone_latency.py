@@ -145,28 +145,35 @@ def plot(rows: list[dict], found: dict[str, float], figure: pathlib.Path) -> Non
     drawing = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(drawing)
     axes = drawing.add_subplot()
+    points = sorted(
+        (float(row["milliseconds"]), -100 * found[row["model"]], row["model"], row["kind"])
+        for row in rows
+        if str(row["threads"]) == "1" and row["model"] in found
+    )
+    colors = {model: f"C{i}" for i, model in enumerate(found)}
+    best: list[tuple[float, float]] = []
+    for x, negative, model, kind in points:
+        axes.plot(x, -negative, KINDS[kind], color=colors[model], markersize=7)
+        if not best or -negative > best[-1][1]:
+            best.append((x, -negative))
+    if best:
+        best.append((points[-1][0], best[-1][1]))
+        axes.plot(*zip(*best, strict=True), drawstyle="steps-post", color="0.6", zorder=0)
+    for model, color in colors.items():
+        axes.plot([], [], "o", color=color, label=model)
     for kind, marker in KINDS.items():
-        points = sorted(
-            (row["milliseconds"], 100 * found[row["model"]], row["model"])
-            for row in rows
-            if row["kind"] == kind and row["threads"] == 1 and row["model"] in found
-        )
-        frontier = [
-            (x, y) for i, (x, y, _) in enumerate(points) if all(y > p[1] for p in points[:i])
-        ]
-        if not points:  # nothing was run at one thread
-            continue
-        (line,) = axes.plot(*zip(*frontier, strict=True), drawstyle="steps-post", label=kind)
-        axes.plot([p[0] for p in points], [p[1] for p in points], marker, color=line.get_color())
-        for x, y, name in points:
-            axes.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        axes.plot([], [], marker, color="0.4", label=kind)
+    axes.plot([], [], color="0.6", label="frontier")
     axes.set(
         xlabel="milliseconds a photograph, one thread",
         ylabel="LFW View 2, % (float32, equal training data)",
+        xscale="log",
     )
-    axes.margins(x=0.25, y=0.2)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.margins(x=0.08, y=0.2)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False, ncols=2, fontsize=8)
     drawing.savefig(figure, dpi=150)
 
 
