@@ -50,7 +50,7 @@ def test_centres_are_xavier_whatever_their_number():
     layer = CosineClassifier(100, centers_per_class=3)
     layer.build((None, 64))
     largest = np.abs(layer.get_weights()[0]).max()
-    assert 0.95 * limit < largest <= limit
+    assert 0.95 * limit < largest <= limit * (1 + 1e-6)  # float32 rounds the limit
 
 
 @pytest.mark.parametrize("policy", ["float32", *HALVES])
