@@ -34,10 +34,14 @@ def test_weights_have_the_names_and_shapes_of_keras_applications(name, reference
     with without_weights():
         models = keras_model(reference)[0], kh.create_model(name, **BARE, input_shape=SHAPE)
     theirs, ours = (
-        {layer.name: [v.shape for v in layer.weights] for layer in model.layers if layer.weights}
+        {
+            layer.name: [v.shape for v in layer.weights]
+            for layer in model.layers
+            # It has no name of its own: Keras numbers those of a process.
+            if layer.weights and not isinstance(layer, keras.layers.Normalization)
+        }
         for model in models
     )
-    theirs.pop("normalization", None)
     assert ours == theirs
 
 
