@@ -209,18 +209,8 @@ def latency(rows: list[dict[str, str]]) -> list[str]:
     """Return the section of latencies, with the figure if there is one."""
     if not rows:
         return []
-    head = [
-        "model",
-        "pixels",
-        "file",
-        "threads",
-        "ms",
-        "quartiles",
-        "ratio",
-        "processor ms",
-        "ratio",
-        "on",
-    ]
+    head = ["model", "pixels", "file", "threads", "ms", "quartiles", "ratio"]
+    head += ["processor ms", "ratio", "on"]
     lines = [LATENCY + f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [f"`{row['model']}`", row["size"], row["kind"], row["threads"]]

@@ -86,7 +86,7 @@ def facerec_306() -> str:
 
 
 def quantization() -> str:
-    """LFW after quantization, of the model trained from scratch and of the published one."""
+    """LFW after quantization, of the models trained from scratch and of the published one."""
     models = {
         "facerec_small 64x64, 988 identities, 32 epochs": "FaceRec-small, 64×64, 32 epochs",
         "mobilefacenet 64x64, 988 identities, 16 epochs": "MobileFaceNet, 64×64, 16 epochs",

@@ -1,13 +1,13 @@
 """What every family's builder shares: its input, its head, its weights and its embedding model."""
 
 import inspect
-import operator
 import os
 from collections.abc import Callable, Sequence
 
 import keras
 from keras import ops
 
+from keras_hybrid._arguments import positive_integer
 from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
@@ -77,7 +77,7 @@ def image_shape(
     if shape is None:
         shape = default_shape if input_tensor is None else input_tensor.shape[1:]
     shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    sizes = tuple(map(_positive_integer, shape))
+    sizes = tuple(map(positive_integer, shape))
     if len(sizes) != 3 or None in sizes:
         raise ValueError(
             f"input_shape must be (height, width, channels), three positive integers, got {shape}."
@@ -88,15 +88,6 @@ def image_shape(
             f"{tuple(input_tensor.shape)}; give one of them."
         )
     return sizes
-
-
-def _positive_integer(value) -> int | None:
-    """Return a positive integer of Python or NumPy as an ``int``, and None for all else."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        return None
-    return number if number > 0 else None
 
 
 def check_patches(image, patch_size: int) -> None:
@@ -302,7 +293,7 @@ def build_model(
             x = features
         model = keras.Model(root, x, name=name)
     else:
-        number = _positive_integer(classes)
+        number = positive_integer(classes)
         if number is None:
             raise ValueError(f"classes must be a positive integer, got {classes!r}.")
         if classifier == "cosine":

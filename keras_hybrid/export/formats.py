@@ -2,7 +2,6 @@
 
 import json
 import math
-import operator
 import shutil
 import tempfile
 import time
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from keras_hybrid._arguments import positive_integer
 from keras_hybrid._version import __version__
 from keras_hybrid.export.preparation import (
     IMAGE,
@@ -377,11 +377,8 @@ def _check_batch_size(batch_size: Any) -> int | None:
     """Return the size as an int, of whichever library it comes."""
     if batch_size is None:
         return None
-    try:
-        number = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
-    except TypeError:
-        number = 0
-    if number < 1:
+    number = None if isinstance(batch_size, bool) else positive_integer(batch_size)
+    if number is None:
         raise ValueError(f"batch_size must be a positive int or None, received {batch_size!r}.")
     return number
 

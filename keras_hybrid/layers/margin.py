@@ -8,7 +8,6 @@ labels as a second input and put out logits for plain softmax cross-entropy.
 
 import contextlib
 import math
-import operator
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_hybrid._arguments import positive_integer
 from keras_hybrid.losses.base import check_margins
 from keras_hybrid.losses.margin import apply_margin
 
@@ -71,13 +71,10 @@ class _AsMatrix:
         return ops.reshape(self.initializer(flat, dtype=dtype), shape)
 
 
-def _positive_integer(argument: str, value: Any) -> int:
+def _checked_integer(argument: str, value: Any) -> int:
     """Return an integer of any library as Python's own, which a config can hold."""
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
+    number = None if isinstance(value, bool) else positive_integer(value)
+    if number is None:
         raise ValueError(f"{argument} must be a positive integer. Received: {argument}={value!r}")
     return number
 
@@ -95,8 +92,8 @@ class _CosineHead(keras.layers.Layer):
         # No autocast: half precision rounds cosines by up to 2⁻⁹, which the loss's scale of 64
         # makes an eighth of a logit.
         super().__init__(autocast=False, **kwargs)
-        self.classes = _positive_integer("classes", classes)
-        self.centers_per_class = _positive_integer("centers_per_class", centers_per_class)
+        self.classes = _checked_integer("classes", classes)
+        self.centers_per_class = _checked_integer("centers_per_class", centers_per_class)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape):
