@@ -145,15 +145,16 @@ def measure(given: argparse.Namespace, name: str) -> None:
 
     import keras_hybrid as kh
 
-    size = kh.model_info(name).input_shape[:2]
+    keras.utils.set_random_seed(0)
+    model = load(given.weights.get(name), name)
     source = kh.data.open_source(given.images)
     rows = np.random.default_rng(0).permutation(len(source))[: given.count + given.calibration]
     photographs = np.stack(
-        [kh.data.files.resize_image(source.read(int(row)), size) for row in rows]
+        [kh.data.files.resize_image(source.read(int(row)), model.input_shape[1:3]) for row in rows]
     ).astype("float32")
     images, calibration = np.split(photographs, [given.count])
-    keras.utils.set_random_seed(0)
-    model = load(given.weights.get(name), name, calibration)
+    if name not in given.weights:
+        stir(model, calibration[:32])
     embedder = kh.applications.embedding_model(model)
     expected = embedder.predict(images, batch_size=1, verbose=0)
     between = (expected @ expected.T)[np.triu_indices(len(expected), 1)]
@@ -170,29 +171,32 @@ def measure(given: argparse.Namespace, name: str) -> None:
         add(given, name, format, **facts, **found)
 
 
-def load(weights: str | None, name: str, calibration: np.ndarray):
-    """Return the model with trained weights, or made as fit for comparison as can be without.
+def load(weights: str | None, name: str):
+    """Return the model, with trained weights if there are any.
 
     It computes in float32 whatever it was trained in, as the files do that it is compared with.
     """
-    import keras
-
     import keras_hybrid as kh
     from keras_hybrid.export.preparation import in_float32
 
     if weights is not None and weights.endswith(".keras"):
-        return in_float32(weights)
+        return in_float32(weights)  # of the image size that it was trained at
     model = kh.create_model(name, include_top=False, pooling="native")
     if weights is not None:
         kh.convert.load_torch_weights(model, weights, family=kh.model_info(name).family)
-        return model
+    return model
+
+
+def stir(model, images: np.ndarray) -> None:
+    """Make an untrained model as fit for comparison as can be."""
+    import keras
+
     generator = np.random.default_rng(0)
     for variable in model.trainable_variables:
         value = keras.ops.convert_to_numpy(variable.value)
         if value.min() == value.max():
             variable.assign(value + generator.normal(0, NOISE, value.shape))
-    adapt_normalization(model, calibration[:32])
-    return model
+    adapt_normalization(model, images)
 
 
 def adapt_normalization(model, images: np.ndarray) -> None:

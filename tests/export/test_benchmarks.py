@@ -66,7 +66,7 @@ def load_for_accuracy(file):
 
 
 def load_for_the_matrix(file):
-    return export_matrix.load(str(file), "facerec_small", calibration=None)
+    return export_matrix.load(str(file), "facerec_small")
 
 
 @pytest.mark.parametrize("load", [load_for_accuracy, load_for_the_matrix])
