@@ -104,7 +104,7 @@ embeddings compared with those of the float32 file: the worst five of each model
 
 LATENCY = """## Latency
 
-`python benchmarks/phone_latency.py`
+`python benchmarks/phone_latency.py --images faces.zip --files runs/latency`
 
 Milliseconds of a call with one image, median and quartiles of rounds in which the models take
 turns, LiteRT on XNNPACK; the ratio is to MobileFaceNet in the same run, kind and number of threads.

@@ -174,6 +174,7 @@ def test_version(capsys):
             "--class belongs to Grad-CAM",
         ),
         (["explain", "a.jpg", "--model", "m.keras", "--class", "Anna"], "--names"),
+        (["explain", "a.jpg", "--model", "m.keras", "--input-range", "1", "0"], "smaller value"),
         (["evaluate", "m.keras"], "--data, or --pairs"),
         (["evaluate", "m.keras", "--pairs", "pairs.txt"], "belong together"),
         (["evaluate", "m.keras", "--pairs", "a.bin", "--pairs-images", "x"], "holds its images"),

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -37,6 +39,7 @@ _PAGE = Path(__file__).parent / "page"
 # None of these can be sent from another site's page without the browser asking first.
 _TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _SECONDS_TO_SEND = 60
+_Number = Annotated[int, PathParameter(ge=1, le=2**63 - 1)]  # what SQLite numbers rows by
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
@@ -85,6 +88,11 @@ def create_app(
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
         return _refusal(refusal)
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = [f"{part['loc'][-1]}: {part['msg']}" for part in error.errors()]
+        return _refusal(Refusal(422, "bad_request", f"{'; '.join(problems)}."))
+
     limiter = _Limiter(photographs_per_minute)
 
     async def photograph(request: Request) -> bytes:
@@ -126,7 +134,7 @@ def create_app(
         return {"faces": answers}
 
     @app.post("/api/people/{number}/verify")
-    def verify(number: int, data: Photograph) -> dict[str, Any]:
+    def verify(number: _Number, data: Photograph) -> dict[str, Any]:
         with lock:
             person = gallery.person(number)
             image = read_photograph(data)
@@ -164,17 +172,17 @@ def create_app(
         }
 
     @app.delete("/api/people/{number}", status_code=204)
-    def delete_person(number: int) -> None:
+    def delete_person(number: _Number) -> None:
         with lock:
             gallery.delete_person(number)
 
     @app.delete("/api/photographs/{number}", status_code=204)
-    def delete_photograph(number: int) -> None:
+    def delete_photograph(number: _Number) -> None:
         with lock:
             gallery.delete_photograph(number)
 
     @app.get("/api/photographs/{number}/crop")
-    def crop(number: int) -> Response:
+    def crop(number: _Number) -> Response:
         with lock:
             return Response(gallery.crop(number), media_type="image/png")
 

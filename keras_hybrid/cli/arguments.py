@@ -114,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="names of the classes: a .txt file with one in each line, or what the model was "
         "trained on (a folder, .zip, .csv, .npz, tfds:NAME)",
     )
+    _add_input_range(command, "; IMAGE is brought to it")
 
     command = _command(
         commands,
@@ -151,14 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="for MODEL by name: a .weights.h5 or .keras file, or imagenet where Keras has such "
         "weights; without them the export is of an untrained model, to measure size and speed",
     )
-    command.add_argument(
-        "--input-range",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="smallest and largest value the model expects of an image, if it was built without "
-        "preprocessing (default: 0 255); the images of --representative are brought to it",
-    )
+    _add_input_range(command, "; the images of --representative are brought to it")
     group = command.add_argument_group("for --to litert")
     group.add_argument("--quantize", choices=("float16", "dynamic", "int8", "int8_cpu"))
     group.add_argument(
@@ -420,6 +414,17 @@ def _batch_size(text: str) -> int | str:
     return "none" if text.lower() == "none" else _whole_number(text)
 
 
+def _add_input_range(command: argparse.ArgumentParser, whose: str) -> None:
+    command.add_argument(
+        "--input-range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="smallest and largest value the model expects of an image, if it was built without "
+        f"preprocessing (default: 0 255){whose}",
+    )
+
+
 def _check_export(given: argparse.Namespace) -> None:
     for option in ("quantize", "representative", "input_dtype", "batch_size"):
         if given.to != "litert" and getattr(given, option) is not None:
@@ -436,9 +441,7 @@ def _check_export(given: argparse.Namespace) -> None:
             f"--quantize {given.quantize} needs --representative: about a hundred images of the "
             "kind the model will see."
         )
-    if given.input_range is not None and not given.input_range[0] < given.input_range[1]:
-        low, high = given.input_range
-        raise UsageError(f"--input-range takes the smaller value first, got {low:g} {high:g}.")
+    _check_input_range(given)
 
 
 def _check_evaluate(given: argparse.Namespace) -> None:
@@ -484,6 +487,13 @@ def _check_explain(given: argparse.Namespace) -> None:
         raise UsageError(f"--class belongs to Grad-CAM, not to --method {given.method}.")
     if given.class_ is not None and not given.class_.isdecimal() and given.names is None:
         raise UsageError("--class is a number unless --names tells the classes' names.")
+    _check_input_range(given)
+
+
+def _check_input_range(given: argparse.Namespace) -> None:
+    if given.input_range is not None and not given.input_range[0] < given.input_range[1]:
+        low, high = given.input_range
+        raise UsageError(f"--input-range takes the smaller value first, got {low:g} {high:g}.")
 
 
 def _check_quality(given: argparse.Namespace) -> None:

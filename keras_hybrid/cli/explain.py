@@ -33,14 +33,19 @@ def run_explain(given: argparse.Namespace) -> None:
     names = class_names(given.names, model)
     from keras_hybrid.explain import explain_image
 
+    low, high = given.input_range or (0, 255)
+    resized = resize_image(photograph, size)
     result = explain_image(
         model,
-        resize_image(photograph, size),
+        resized
+        if (low, high) == (0, 255)
+        else low + resized.astype("float32") / 255 * (high - low),
         given.out,
         method=given.method,
         layer=given.layer,
         class_index=_class_number(given.class_, names),
         class_names=names,
+        input_range=(low, high),
     )
 
     def named(number: int) -> str:

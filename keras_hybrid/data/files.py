@@ -61,15 +61,12 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-                values = np.asarray(upright).astype(np.float64)
-                if values.max(initial=0) > 255:
-                    values /= 257.0
-                grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=-1)
+                return np.repeat(_eight_bits(np.asarray(upright))[..., None], 3, axis=-1)
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
-                paper = image_module.new("RGBA", upright.size, (255, 255, 255, 255))
-                upright = image_module.alpha_composite(paper, upright)
+                paper = image_module.new("RGB", upright.size, "white")
+                paper.paste(upright, mask=upright)
+                return np.array(paper)
             return np.array(upright.convert("RGB"))
     except (
         OSError,
@@ -88,6 +85,16 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
         if isinstance(error, image_module.UnidentifiedImageError):
             reason = "not an image that Pillow knows"
         raise UnreadableImageError(path, reason or type(error).__name__) from error
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Return grey values as uint8; those of 16 bits are scaled."""
+    divisor = 257.0 if values.max(initial=0) > 255 else 1.0
+    if values.dtype.kind == "f":
+        return np.clip(np.rint(values / divisor), 0, 255).astype(np.uint8)
+    # By a table: a large photograph in float64 takes gigabytes.
+    table = np.clip(np.rint(np.arange(2**16) / divisor), 0, 255).astype(np.uint8)
+    return table[np.clip(values, 0, 2**16 - 1)]
 
 
 def encode_image(image: np.ndarray, quality: int | None = None) -> bytes:

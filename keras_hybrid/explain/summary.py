@@ -60,7 +60,8 @@ class _Figure:
     """A figure in the making."""
 
     model: keras.Model
-    image: np.ndarray
+    image: np.ndarray  # (1, height, width, channels), as the model takes it
+    photo: np.ndarray  # (height, width, channels) in [0, 255], as it is drawn
     layers_asked: tuple[str, ...]
     class_index: int | None
     rows: list = field(default_factory=list)
@@ -78,6 +79,7 @@ def explain_image(
     layer: str | Sequence[str] | None = None,
     class_index: int | None = None,
     class_names: Sequence[str] | None = None,
+    input_range: tuple[float, float] = (0, 255),
 ) -> Explanation:
     """Draw why a model answered as it did to one image.
 
@@ -94,13 +96,14 @@ def explain_image(
             drawn. ``None``: those of `default_layers`, and the last attention layer.
         class_index: The class that Grad-CAM explains; ``None``: the one with the highest score.
         class_names: The classes' names, for the figure.
+        input_range: Values that the model takes for black and for white.
 
     Returns:
         What the figure shows.
 
     Raises:
         ValueError: If the model cannot give what is asked for, an argument has no meaning, or a
-            layer or class is unknown.
+            layer or class is unknown, or the image goes beyond ``input_range``.
         ImportError: If matplotlib is missing.
     """
     if method not in METHODS:
@@ -113,13 +116,23 @@ def explain_image(
     image = np.asarray(image)
     if image.ndim != 3:
         raise ValueError(f"image must have shape (height, width, channels), got {image.shape}.")
+    low, high = input_range
+    if not low < high:
+        raise ValueError(f"input_range must be (low, high) with low < high, got {input_range}.")
+    smallest, largest = float(image.min()), float(image.max())
+    if not low <= smallest <= largest <= high:
+        raise ValueError(
+            f"image must have values in input_range [{low:g}, {high:g}], received values in "
+            f"[{smallest:g}, {largest:g}]. Give the range that the model takes in input_range."
+        )
+    photo = (image.astype("float32") - low) * (255 / (high - low))
     facts = _answer(model, image)
     if not facts and (class_index is not None or method == "grad-cam"):
         raise ValueError(f"Model {model.name!r} ends in no classes, so none can be explained.")
     classes = model.outputs[0].shape[-1] if facts else 0
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"class_names must hold {classes} names, got {len(class_names)}.")
-    figure = _Figure(model, image[np.newaxis], layers, class_index)
+    figure = _Figure(model, image[np.newaxis], photo, layers, class_index)
     _choose_query(figure)
     notes: list[str] = []
     if method == "auto":
@@ -137,7 +150,7 @@ def explain_image(
         explained = facts["predicted"] if class_index is None else class_index
         if explained != facts["predicted"]:
             figure.captions.insert(0, f"Grad-CAM explains {named(explained)}.")
-    photo = panels.Panel(title, image, mark=figure.mark)
+    photo = panels.Panel(title, photo, mark=figure.mark)
     rows = [[photo]]
     for row in figure.rows:  # what belongs together stays side by side
         if len(rows[-1]) + len(row) > _IN_A_LINE and rows != [[photo]]:
@@ -205,7 +218,7 @@ def _draw_grad_cam(figure: _Figure) -> None:
     drawn = []
     for layer in layers:
         (cam,) = grad_cam(figure.model, figure.image, figure.class_index, layer=layer)
-        drawn.append(panels.grad_cam_panels(figure.image[0], cam))
+        drawn.append(panels.grad_cam_panels(figure.photo, cam))
     if len(layers) == 1:
         figure.rows += drawn
     else:  # side by side: the image seen through each layer's map, and the map below it
@@ -220,15 +233,15 @@ def _draw_grad_cam(figure: _Figure) -> None:
 
 def _draw_tokens(figure: _Figure) -> None:
     (weights,) = token_weights(figure.model, figure.image)
-    figure.rows.append(panels.token_weight_panels(figure.image[0], weights))
+    figure.rows.append(panels.token_weight_panels(figure.photo, weights))
     figure.captions.append(panels.token_caption(len(weights)))
     figure.layers["tokens"] = ()
 
 
 def _draw_rollout(figure: _Figure) -> None:
     (rollout,) = attention_rollout(figure.model, figure.image)
-    keys, whose, figure.mark = panels.attention_of(rollout, figure.query, figure.image[0])
-    figure.rows.append(panels.rollout_panels(keys, figure.image[0]))
+    keys, whose, figure.mark = panels.attention_of(rollout, figure.query, figure.photo)
+    figure.rows.append(panels.rollout_panels(keys, figure.photo))
     figure.captions.append(panels.rollout_caption(whose))
     figure.layers["rollout"] = ()
 
@@ -239,8 +252,8 @@ def _draw_attention(figure: _Figure) -> None:
         raise ValueError(
             f"Layer {name!r} attends within {len(scores)} windows; no token looks at all the image."
         )
-    keys, whose, figure.mark = panels.attention_of(scores[0], figure.query, figure.image[0])
-    figure.rows.append(panels.head_panels(keys, figure.image[0]))
+    keys, whose, figure.mark = panels.attention_of(scores[0], figure.query, figure.photo)
+    figure.rows.append(panels.head_panels(keys, figure.photo))
     figure.captions.append(panels.attention_caption(whose))
     figure.layers["attention"] = (name,)
 
@@ -249,7 +262,7 @@ def _draw_convolutional(figure: _Figure) -> None:
     maps = convolutional_attention_maps(figure.model, figure.image)
     name, parts = _last(maps, figure.layers_asked)
     one = {part: values[0] for part, values in parts.items()}
-    drawn, whose, figure.mark = panels.part_panels(one, figure.query, figure.image[0])
+    drawn, whose, figure.mark = panels.part_panels(one, figure.query, figure.photo)
     figure.rows.append(drawn)
     figure.captions.append(panels.part_caption(whose))
     figure.layers["convolutional"] = (name,)

@@ -1,5 +1,6 @@
 """The three exports: what they accept, how they are checked, and how a file takes its place."""
 
+import importlib
 import json
 import math
 import shutil
@@ -310,6 +311,9 @@ def _export(
         prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True
     ) as name:
         folder = Path(name).resolve()
+        if not isinstance(model, keras.Model):
+            for module in import_modules:
+                importlib.import_module(module)
         prepared = prepare(model, output, folder)
         _check_labels(labels, prepared)
         images = None
@@ -323,7 +327,8 @@ def _export(
         np.save(folder / "samples.npy", samples)
         if quantization in _CALIBRATED:
             np.save(folder / "representative_data.npy", images)
-        made = folder / target.name
+        made = folder / "made" / target.name  # apart: a target may be named as a file of the job
+        made.parent.mkdir()
         job = {
             "format": format,
             "folder": str(folder),  # for files that only the conversion needs

@@ -24,6 +24,7 @@ from keras_hybrid.data import (
     sample_per_class,
     split_source,
 )
+from keras_hybrid.data.files import decode_image
 
 pytestmark = pytest.mark.any_backend
 
@@ -264,6 +265,28 @@ def test_16_bit_grey_is_scaled(tmp_path):
     image = FolderSource(tmp_path).read(0)
     np.testing.assert_array_equal(image[..., 0], [[0, 100], [200, 255]])
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_grey_of_32_bits_is_scaled_where_it_goes_beyond_eight(kind):
+    def decode(values):
+        file = io.BytesIO()
+        Image.fromarray(np.array([values], kind)).save(file, "TIFF")
+        return decode_image(file.getvalue(), "x.tif")[0, :, 0].tolist()
+
+    assert decode([-3, 7, 255]) == [0, 7, 255]
+    assert decode([-3, 257 * 7, 65535, 70000]) == [0, 7, 255, 255]
+
+
+def test_half_transparent_colours_are_mixed_with_white():
+    file = io.BytesIO()
+    colours = np.array([[[200, 100, 0, 128], [200, 100, 0, 255]]], np.uint8)
+    Image.fromarray(colours).save(file, "PNG")
+    image = decode_image(file.getvalue(), "x.png")[0].astype(int)
+    share = 128 / 255
+    mixed = np.array([200, 100, 0]) * share + 255 * (1 - share)
+    assert np.abs(image[0] - mixed).max() <= 1
+    np.testing.assert_array_equal(image[1], [200, 100, 0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -184,6 +184,8 @@ def test_an_embedder_has_no_class_to_explain(build, further_notes, tmp_path):
         ({"class_index": 9}, r"class_index must be in \[0, 5\), got 9"),
         ({"image": photographs(1)}, r"image must have shape \(height, width, channels\)"),
         ({"class_names": ["a"]}, "class_names must hold 5 names, got 1"),
+        ({"image": photographs(1)[0] / 127.5 - 1}, r"input_range \[0, 255\], received .* in \[-"),
+        ({"input_range": (1, -1)}, r"low < high, got \(1, -1\)"),
     ],
 )
 def test_wrong_arguments_are_named_and_nothing_written(arguments, message, tmp_path):
@@ -191,6 +193,23 @@ def test_wrong_arguments_are_named_and_nothing_written(arguments, message, tmp_p
     with pytest.raises(ValueError, match=message):
         kh.explain.explain_image(tiny_cct(), **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_preprocessing_is_shown_what_it_takes_and_drawn_as_a_photograph(
+    lines, tmp_path
+):
+    model = tiny_cct(include_preprocessing=False)
+    image = photographs(1)[0].astype("float32")
+    result = kh.explain.explain_image(
+        model, image / 127.5 - 1, tmp_path / "x.png", input_range=(-1, 1)
+    )
+    assert result.score == pytest.approx(
+        model.predict(image[None] / 127.5 - 1, verbose=0).max(), abs=1e-5
+    )
+    drawn = [panel.image for line in lines[0][0] for panel in line if panel.image is not None]
+    assert len(drawn) > 2
+    for picture in drawn:
+        np.testing.assert_allclose(picture, image, atol=1e-3)
 
 
 def test_a_model_with_nothing_to_show_says_why(tmp_path):

@@ -491,3 +491,27 @@ def test_a_layer_that_the_conversion_cannot_find_is_explained(tmp_path, monkeypa
     with pytest.raises(export.ExportError, match=r"failed: Unfindable cannot.*import_modules"):
         export.to_onnx(keras.Model(image, Unfindable()(image)), tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_modules_are_imported_before_a_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    skip_without(*NEEDS["to_onnx"])
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "layers_apart.py").write_text(
+        "import keras\nclass Twice(keras.Layer):\n    def call(self, x):\n        return 2 * x\n"
+    )
+    (tmp_path / "registry_apart.py").write_text(
+        "import keras, layers_apart\n"
+        "keras.saving.register_keras_serializable('Apart')(layers_apart.Twice)\n"
+    )
+    layers_apart = importlib.import_module("registry_apart").layers_apart
+    image = keras.Input((4, 4, 3))
+    keras.Model(image, layers_apart.Twice()(image)).save(tmp_path / "model.keras")
+    # As in a process that has not seen them.
+    del sys.modules["registry_apart"], sys.modules["layers_apart"]
+    keras.saving.get_custom_objects().pop("Apart>Twice")
+    report = export.to_onnx(
+        tmp_path / "model.keras", tmp_path / "out.onnx", import_modules=["registry_apart"]
+    )
+    assert report.output_scale > 300

@@ -235,16 +235,21 @@ def test_an_operator_that_litert_lacks_is_named_and_the_earlier_file_survives(tm
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_several_outputs_keep_their_names_and_a_saved_model_is_replaced(tmp_path):
+@pytest.mark.parametrize("name", ["model", "former"])
+def test_several_outputs_keep_their_names_and_a_saved_model_is_replaced(tmp_path, name):
     skip_without(*NEEDS["to_saved_model"])
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3)(image)
     x = layers.GlobalAveragePooling2D(name="pooled")(x)
     model = keras.Model(image, {"b": layers.Dense(2, name="age")(x), "a": x})
-    target = tmp_path / "deeper" / "model"
+    # "model" and "former" are also names of what an export works with.
+    target = tmp_path / "deeper" / name
     target.mkdir(parents=True)
     (target / "saved_model.pb").write_bytes(b"an earlier export")
     report = export.to_saved_model(model, target)
+    content = {path.name for path in target.iterdir()}
+    assert content == {"assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables"}
+    assert report.size_bytes == sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
     assert {output.shape for output in report.outputs} == {(None, 4), (None, 2)}
     assert {output.name for output in report.outputs} == set(model.output_names)
     assert (target / "saved_model.pb").stat().st_size > 100

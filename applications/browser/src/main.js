@@ -39,6 +39,7 @@ async function loadModel(bytes, name) {
   try {
     const loaded = await FaceModel.load(bytes);
     comparisons++;
+    if (model) element("threshold").value = ""; // it was the former model's
     model?.delete();
     model = loaded;
   } catch (error) {

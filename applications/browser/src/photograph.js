@@ -22,6 +22,7 @@ export class Photograph {
     this.image = null; // ImageData
     this.landmarks = null;
     this.isPlaced = false; // whether the points are on the face, as far as anyone has said so
+    this.isCropBySize = false; // whether nothing but the picture's size says so
     this.crop = null; // RGB bytes
     this.size = 112;
     this.detector = null;
@@ -74,17 +75,20 @@ export class Photograph {
 
   /** Take the detector that was loaded, and the side that the model wants of a crop. */
   async use(detector, size) {
+    const isForAnotherModel = this.isCropBySize && size !== this.size;
     [this.detector, this.size] = [detector, size];
     this.buttons.find.hidden = !detector;
-    if (this.isPlaced) this.align();
+    if (this.isPlaced && !isForAnotherModel) this.align();
     else if (this.image) await this.locate();
   }
 
   /** Put the points on the face: by the picture's size, by the detector, or by asking. */
   async locate() {
     const isCrop = this.image.width === this.size && this.image.height === this.size;
-    if (isCrop) this.takeAsCrop("Taken as it is: it has the size of the model's crops.");
-    else if (this.detector) await this.findFaces();
+    if (isCrop) {
+      this.takeAsCrop("Taken as it is: it has the size of the model's crops.");
+      this.isCropBySize = true;
+    } else if (this.detector) await this.findFaces();
     else this.askForPoints("There is no detector.");
   }
 
@@ -132,6 +136,7 @@ export class Photograph {
   place(landmarks, note, isPlaced = true) {
     this.landmarks = landmarks.map((point) => [...point]);
     this.isPlaced = isPlaced;
+    this.isCropBySize = false;
     this.note.textContent = note;
     this.align();
     this.onChange();
@@ -179,6 +184,7 @@ export class Photograph {
       const clip = (value, end) => Math.min(Math.max(value, 0), end - 1);
       this.landmarks[index] = [clip(x, this.image.width), clip(y, this.image.height)];
       this.isPlaced = true;
+      this.isCropBySize = false;
       this.align();
     };
     point.addEventListener("keydown", (event) => {

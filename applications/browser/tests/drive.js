@@ -84,16 +84,21 @@ try {
     await page.evaluate(() => (document.getElementById("error").hidden = true));
   }
 
+  // A picture of the size that the page supposes while there is no model, and then a model.
+  await choose(0, job.picture);
+  answer.notes = [await text("section:nth-child(1) > .note")];
   await page.locator("#model").setInputFiles(job.withThreshold);
   await until("#model-note", "×");
-  answer.thresholdOfFile = await page.locator("#threshold").inputValue();
-  await page.locator("#threshold").fill("");
+  await until("section:nth-child(1) > .note", "points");
+  answer.notes.push(await text("section:nth-child(1) > .note"));
+  answer.thresholds = [await page.locator("#threshold").inputValue()];
   await page.locator("#model").setInputFiles([]);
 
   // The whole way: a model, two aligned crops, a threshold.
   await page.locator("#model").setInputFiles(job.model);
   await until("#model-note", "×");
   answer.modelNote = await text("#model-note");
+  answer.thresholds.push(await page.locator("#threshold").inputValue());
   await choose(0, job.crops[0]);
   await choose(1, job.crops[1]);
   await until("#result", "Similarity");

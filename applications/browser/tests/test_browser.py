@@ -245,6 +245,7 @@ def walk(exported, tmp_path_factory) -> dict:
     crops = kh.data.synthetic_identities(2, 1, SIZE)[0]
     for index, crop in enumerate(crops):
         Image.fromarray(crop).save(files / f"crop{index}.png")
+    Image.fromarray(kh.data.synthetic_identities(1, 1, 112)[0][0]).save(files / "picture.png")
     # Two of the drawn people whom the detector knows as faces, on one photograph.
     people = kh.data.synthetic_identities(3, 3, 320)[0]
     photograph = np.concatenate([people[8], people[4]], axis=1)
@@ -275,6 +276,7 @@ def walk(exported, tmp_path_factory) -> dict:
         "model": str(exported["float.tflite"]),
         "crop": crops[0].ravel().tolist(),
         "crops": [str(files / "crop0.png"), str(files / "crop1.png")],
+        "picture": str(files / "picture.png"),
         "withThreshold": str(files / "threshold.tflite"),
         "wrong": [[str(files / name), inputs[Path(name).suffix]] for name in wrong],
         "detector": str(YUNET) if YUNET.is_file() else None,
@@ -325,8 +327,14 @@ def test_two_crops_get_a_similarity_a_verdict_and_times(walk, exported):
     np.testing.assert_array_equal(crop[..., :3], walk["crops"][0])
 
 
-def test_a_threshold_in_the_file_is_taken(walk):
-    assert walk["thresholdOfFile"] == "0.25"
+def test_a_threshold_in_the_file_is_taken_and_goes_with_its_model(walk):
+    assert walk["thresholds"] == ["0.25", ""]
+
+
+def test_a_picture_counts_as_a_crop_of_the_model_that_is_loaded_and_of_no_other(walk):
+    supposed, known = walk["notes"]
+    assert supposed.startswith("Taken as it is")
+    assert "Move the five points" in known
 
 
 def test_a_photograph_without_a_detector_waits_for_its_points(walk):

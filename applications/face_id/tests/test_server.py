@@ -283,3 +283,12 @@ def test_the_page_takes_nothing_from_elsewhere(client):
     for file in PAGE.iterdir():
         assert "//" not in re.sub(r"^\s*//.*$|\s// .*$", "", file.read_text(), flags=re.MULTILINE)
     assert [client.get(path).status_code for path in ("/docs", "/openapi.json")] == [404, 404]
+
+
+@pytest.mark.parametrize("number", [10**20, -1, "first"])
+def test_a_number_that_no_row_has_is_refused_in_words(client, number):
+    for method, path in [("delete", ""), ("get", "/crop")]:
+        response = client.request(method, f"/api/photographs/{number}{path}")
+        assert refusal(response) == (422, "bad_request")
+        assert response.json()["error"]["message"].startswith("number: Input should be")
+        assert response.headers["Cache-Control"] == "no-store"
