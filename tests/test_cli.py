@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import keras_hybrid as kh
 from keras_hybrid import export
 from keras_hybrid.cli import main
+from keras_hybrid.cli.arguments import build_parser
 from tests.cases import SMALL, predict
 from tests.convert.test_loading import checkpoint_of
 from tests.data.test_recordio import image_record, write
@@ -347,10 +349,16 @@ def test_verify_compares_the_embeddings_cosine_with_the_threshold(capsys, folder
 def test_verify_takes_the_threshold_that_was_measured(capsys, lonely_model, face):
     results = lonely_model.parent / "results.json"
     results.write_text(json.dumps({"verification": {"threshold": 0.4321, "flip": True}}))
-    status, out, err = run(capsys, "verify", face(0, 1), face(1, 1), "--model", lonely_model)
+    last = lonely_model.with_name("last.keras")
+    lonely_model.rename(last)
+    status, out, err = run(capsys, "verify", face(0, 1), face(1, 1), "--model", last)
     assert status == 0
     assert f"0.4321 (from {results})" in out
     assert err == "note: the threshold was measured with --flip.\n"
+    last.rename(last.with_name("best.keras"))
+    best = last.with_name("best.keras")
+    _, _, err = run(capsys, "verify", face(0, 1), face(1, 1), "--model", best, "--flip")
+    assert err == "note: the threshold was measured on last.keras.\n"
 
 
 def test_verify_says_that_a_threshold_is_another_models(capsys, lonely_model, face):
@@ -750,6 +758,41 @@ def test_convert_says_what_does_not_fit_and_writes_nothing(capsys, tmp_path):
 # evaluate
 
 
+def test_evaluate_says_where_it_does_not_do_as_training_did(capsys, folder, lonely_model):
+    record = {"test_fraction": 0.5, "seed": 1, "test_images": 8, "data_options": {"align": True}}
+    (lonely_model.parent / "results.json").write_text(json.dumps(record))
+    arguments = ("evaluate", lonely_model, "--data", folder / "faces", "--test-fraction", "0.5")
+    status, _, err = run(capsys, *arguments)
+    assert status == 0
+    assert "note: training read its images with --data-options align=True.\n" in err
+    assert "note: the run held 8 images out, with fraction 0.5 and seed 1; these are " in err
+    count = int(re.search(r"these are (\d+), with 0.5 and 0", err)[1])
+    record |= {"test_images": count, "data_options": {}}
+    (lonely_model.parent / "results.json").write_text(json.dumps(record))
+    assert run(capsys, *arguments, "--seed", "1")[2] == ""
+
+
+def test_data_are_read_with_the_options_of_training(capsys, folder, lonely_model, tmp_path):
+    faces = sorted((folder / "faces").rglob("*.png"))
+    lines = [f"{face},{face.parent.name}" for face in faces]
+    table = tmp_path / "people.csv"
+    table.write_text("\n".join(["photograph,person", *lines]) + "\n")
+    options = ("--data-options", "file_column=photograph", "label_column=person")
+    arguments = ("evaluate", lonely_model, "--data", table)
+    assert "has no such column" in failure(capsys, *arguments)
+    status, out, _ = run(capsys, *arguments, *options)
+    assert status == 0
+    assert out == run(capsys, "evaluate", lonely_model, "--data", folder / "faces")[1].replace(
+        str(folder / "faces"), str(table)
+    )
+    wrong = (*arguments, "--data-options", "columns")
+    assert "KEY=VALUE, got 'columns'" in failure(capsys, *wrong, status=2)
+    given = build_parser().parse_args(
+        ["evaluate", "m.keras", "--data", "x", "--data-options", "align=false", "a=none", "b=2"]
+    )
+    assert dict(given.data_options) == {"align": False, "a": None, "b": 2}
+
+
 def test_evaluate_measures_identification_and_verification(capsys, folder, tmp_path):
     out_folder = tmp_path / "evaluation"
     model_file = folder / "model.keras"
@@ -758,7 +801,7 @@ def test_evaluate_measures_identification_and_verification(capsys, folder, tmp_p
         folder / "pairs.txt", "--pairs-images", folder / "faces", "--out", out_folder,
     )  # fmt: skip
     assert status == 0, err
-    for word in ("top-1", "precision", "most confused", "AUC", "EER", "FAR 0.001", "XNorm"):
+    for word in ("top-1", "precision", "most confused", "AUC", "EER", "pairs", "XNorm"):
         assert word in out
     results = json.loads((out_folder / "results.json").read_text())
 
@@ -774,7 +817,7 @@ def test_evaluate_measures_identification_and_verification(capsys, folder, tmp_p
     verified = kh.evaluation.evaluate_pairs(model, pairs)
     assert results["verification"]["accuracy"] == verified.accuracy
     assert results["verification"]["threshold"] == pytest.approx(verified.threshold, abs=1e-6)
-    assert set(results["verification"]["tar_at_far"]) >= {"0.01", "0.001"}
+    assert results["verification"]["tar_at_far"] == {}  # 16 pairs show no rate so low
     if importlib.util.find_spec("matplotlib") is not None:
         assert (out_folder / "roc.png").stat().st_size > 1000
         assert (out_folder / "scores.png").stat().st_size > 1000

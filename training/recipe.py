@@ -31,6 +31,8 @@ EXPORTS = {
     "saved_model": ("tensorflow",),
     "onnx": ("jax", "jax2onnx", "onnx", "onnxruntime"),
 }
+# Of Python's words, as they are written on a command line.
+_WORDS = {"true": True, "false": False, "none": None}
 # What a number may be: a square bracket includes its end, a round one does not.
 INTERVALS = {
     "learning_rate": "(0, inf)",
@@ -287,6 +289,9 @@ class Recipe:
         # As `keras_hybrid.data.verification_sets.holds_images`; no Keras before its backend is set.
         alone = not pairs or pairs.startswith("synthetic:") or pathlib.Path(pairs).is_dir()
         alone = alone or pairs.lower().endswith((".bin", ".zip"))
+        is_lost_folder = not alone and not pathlib.Path(pairs).suffix
+        if is_lost_folder and self.pairs_images is None and not pathlib.Path(pairs).exists():
+            raise ValueError(f"pairs={self.pairs!r} does not exist.")
         if alone != (self.pairs_images is None):
             raise ValueError(
                 "A list of pairs and pairs_images belong together; got "
@@ -411,6 +416,8 @@ def with_overrides(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     if changes.get("augment", recipe.augment) != recipe.augment:
         # Keywords of another function: the recipe's own mean nothing to it.
         changes["augmentation"] = _pairs("--augmentation", arguments.augmentation or [])
+    if changes.get("loss", recipe.loss) != recipe.loss:
+        changes.setdefault("margin", None)  # one loss's angle is another's cosine or factor
     return dataclasses.replace(recipe, **changes)
 
 
@@ -425,6 +432,8 @@ def _pairs(option: str, items: list[str]) -> dict[str, Any]:
 
 
 def _literal(text: str) -> Any:
+    if text.lower() in _WORDS:  # as for a recipe's own fields
+        return _WORDS[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

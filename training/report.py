@@ -1,5 +1,6 @@
 """The end of a run: test, verify, export, and the report that shows it."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -74,9 +75,9 @@ def finish(
         The results.
     """
     from keras_hybrid import evaluation
-    from training.checkpoint import verified_stages
 
-    figures, tables = {}, {}
+    tables = {}
+    verified = None
     kind = "Classes" if recipe.loss == "cross_entropy" else "Identities"
     given = {
         "class_names": test.class_names,
@@ -90,6 +91,9 @@ def finish(
         "parameters": model.count_params(),
         "classes": len(test.class_names),
         "images": len(train.labels),
+        "test_images": len(test.labels),
+        "test_fraction": None if recipe.test_split else recipe.test_fraction,
+        "data_options": recipe.data_options,
         "top1": plain.top1,
         "top5": plain.top_k.get(5),
         "top1_flip": flipped.top1,
@@ -114,10 +118,6 @@ def finish(
         "Parameters": model.count_params(),
         "Training time": f"{seconds / 60:.1f} min",
     }
-    if len(test.class_names) <= 20:
-        figures["Confusion of the test images"] = evaluation.plot_confusion(
-            plain, out / "confusion.png"
-        )
     tables["Classification of the test images"] = {
         name: {
             "top-1": f"{r.top1:.2%}",
@@ -132,8 +132,9 @@ def finish(
         {"is": c.true, "taken for": c.predicted, "times": c.count} for c in plain.most_confused(8)
     ]
     if pairs is not None:
-        verified = evaluation.evaluate_pairs(model, pairs)
-        verified_flip = evaluation.evaluate_pairs(model, pairs, flip=True)
+        verified, verified_flip = (
+            evaluation.evaluate_pairs(model, pairs, flip=flip) for flip in (False, True)
+        )
         # The single crop's threshold is the one that ``keras-hybrid verify`` reads.
         results["verification"] = {**verified.to_dict(), "flip": False}
         results["verification_flip"] = {**verified_flip.to_dict(), "flip": True}
@@ -147,15 +148,6 @@ def finish(
             }
             for name, r in (("single crop", verified), ("crop and mirror image", verified_flip))
         }
-        figures["ROC of the verification"] = evaluation.plot_roc(
-            {"single crop": verified, "crop and mirror image": verified_flip}, out / "roc.png"
-        )
-        stages = verified_stages(out)
-        if stages:
-            figures["ROC over training, single crop"] = evaluation.plot_roc_over_training(
-                stages, out / "roc_over_training.png"
-            )
-        figures["Scores of the pairs"] = evaluation.plot_scores(verified, out / "scores.png")
     if verification_sets:
         results["verification_sets"], tables["Verification sets"] = {}, {}
         for name, set_pairs in verification_sets.items():
@@ -165,7 +157,17 @@ def finish(
             }
             results["verification_sets"][name] = {k: r.to_dict() for k, r in found.items()}
             tables["Verification sets"][name] = {k: _accuracy(r) for k, r in found.items()}
-    _write_results(results, out)  # before the export, which may fail in any way
+    _write_results(results, out)  # before figures and exports, which may fail in any way
+    figures = {}
+    if importlib.util.find_spec("matplotlib") is None:
+        print("No figures: matplotlib is not installed.", flush=True)
+    else:
+        if len(test.class_names) <= 20:
+            figures["Confusion of the test images"] = evaluation.plot_confusion(
+                plain, out / "confusion.png"
+            )
+        if verified is not None:
+            figures |= _draw_verification(verified, verified_flip, out)
     if recipe.export != "none":
         results["export"] = _export(recipe, model, train, out)
         tables["Exported files"] = [_exported_row(row) for row in results["export"]]
@@ -182,6 +184,25 @@ def finish(
     )
     _print_table(tables, report)
     return results
+
+
+def _draw_verification(verified, verified_flip, out: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Draw what a verification found, and return each figure's file by its caption."""
+    from keras_hybrid import evaluation
+    from training.checkpoint import verified_stages
+
+    figures = {
+        "ROC of the verification": evaluation.plot_roc(
+            {"single crop": verified, "crop and mirror image": verified_flip}, out / "roc.png"
+        )
+    }
+    stages = verified_stages(out)
+    if stages:
+        figures["ROC over training, single crop"] = evaluation.plot_roc_over_training(
+            stages, out / "roc_over_training.png"
+        )
+    figures["Scores of the pairs"] = evaluation.plot_scores(verified, out / "scores.png")
+    return figures
 
 
 def _accuracy(result) -> str:

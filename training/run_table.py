@@ -32,6 +32,7 @@ from training.tables import TABLES, Table
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 # Accuracies, single crop, of the sets of ``--verification-sets`` besides LFW.
 SETS = ("sllfw", "calfw", "cplfw", "talfw", "cfp_fp", "agedb_30")
+LFW_COUNT = (3000, 3000, 10)  # pairs of one person and of two, folds: View 2
 COLUMNS = (
     "model",
     "seed",
@@ -97,13 +98,18 @@ def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) 
 
 
 def verified(results: dict) -> dict[str, float]:
-    """Return the columns of verification; LFW's are of the set LFW, or else of the pairs."""
+    """Return the columns of verification; LFW's are the set's, or of as many pairs."""
     sets = {
         name.lower().replace("-", "_"): (found["single crop"], found["crop and mirror image"])
         for name, found in results.get("verification_sets", {}).items()
     }
-    if "lfw" not in sets and "verification" in results:
-        sets["lfw"] = results["verification"], results["verification_flip"]
+    pairs = results.get("verification")
+    if "lfw" not in sets and pairs is not None:
+        count = pairs["same_pairs"], pairs["different_pairs"], len(pairs["fold_accuracies"])
+        if count == LFW_COUNT:
+            sets["lfw"] = pairs, results["verification_flip"]
+        else:
+            print("The pairs are not LFW's: their figures are in results.json.", flush=True)
     columns = {name: single["accuracy"] for name, (single, _) in sets.items()}
     if "lfw" in sets:
         single, mirrored = sets["lfw"]

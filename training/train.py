@@ -6,6 +6,7 @@ Run the same command again to continue a run that was stopped, however it was st
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import logging
@@ -67,6 +68,8 @@ def open_data(recipe: Recipe):
         LOG.warning("%s takes no landmarks: those of the data are not used.", recipe.model)
     if recipe.data.startswith("synthetic:"):
         options["image_size"] = recipe.image_size
+    if options.get("align"):
+        options.setdefault("image_size", max(112, recipe.image_size))  # crops lose no pixel
     if recipe.images is not None:
         options["images"] = recipe.images
     if recipe.train_split is not None:
@@ -80,6 +83,19 @@ def open_data(recipe: Recipe):
     else:
         source = data.open_source(recipe.data, **options)
         train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
+        untested = len(source.class_names) - len(set(test.labels.tolist()))
+        if not len(test):
+            raise ValueError(
+                f"test_fraction={recipe.test_fraction} holds none of {recipe.data} out: no class "
+                "has more than one image. Give train_split and test_split, or more images."
+            )
+        if untested:
+            LOG.warning("%d classes have one image each: they are not tested.", untested)
+    if len(train.class_names) < 2:
+        raise ValueError(
+            f"{recipe.data} has one class, {train.class_names[0]!r}, and training needs two at "
+            "least: a folder for each."
+        )
     if recipe.images_per_class is not None:
         train = data.sample_per_class(train, recipe.images_per_class, recipe.seed)
     if recipe.test_images_per_class is not None:
@@ -278,7 +294,15 @@ def fit(
         for field in dataclasses.fields(recipe)
         if field.default is not dataclasses.MISSING
     }
-    checkpoint = Checkpoint(out, batches, recipe.checkpoint_steps, settings, defaults, CHANGEABLE)
+    content = {"content_of_data": _content(train, test)}
+    checkpoint = Checkpoint(
+        out,
+        batches,
+        recipe.checkpoint_steps,
+        {**settings, **content},
+        {**defaults, **content},  # a checkpoint from before this was kept is taken for the same
+        CHANGEABLE,
+    )
     checkpoint.set_model(model)
     if restart:
         checkpoint.discard()
@@ -338,6 +362,17 @@ def fit(
     return checkpoint.history, checkpoint.seconds
 
 
+def _content(train, test) -> str:
+    """Return in a line what a continued run must find again: the same images in each class."""
+    digest = hashlib.sha256("\0".join(map(str, train.class_names)).encode(errors="surrogatepass"))
+    for part in (train, test):
+        digest.update(part.labels.astype("int64").tobytes())
+    return (
+        f"{len(train.class_names)} classes, {len(train.labels)} training and {len(test.labels)} "
+        f"test images ({digest.hexdigest()[:12]})"
+    )
+
+
 def _validated_epochs(recipe: Recipe) -> list[int]:
     """Return the epochs, counted from 1, that end with a validation."""
     every = range(recipe.validation_every, recipe.epochs + 1, recipe.validation_every)
@@ -347,8 +382,9 @@ def _validated_epochs(recipe: Recipe) -> list[int]:
 def _tensorboard(folder: pathlib.Path) -> list:
     import keras
 
-    if importlib.util.find_spec("tensorflow") is None:
-        LOG.warning("TensorBoard logs need TensorFlow, which is not installed: none are written.")
+    missing = [n for n in ("tensorflow", "tensorboard") if importlib.util.find_spec(n) is None]
+    if missing:
+        LOG.warning("No TensorBoard logs: %s not installed.", " and ".join(missing))
         return []
     if keras.backend.backend() != "tensorflow":
         import tensorflow as tf

@@ -1,6 +1,7 @@
 """The arguments of all commands, and which of them go together. Keras is not imported here."""
 
 import argparse
+import ast
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="images that int8 is calibrated with: a folder, .zip, .csv, .npz, .rec, tfds:NAME or "
         f"synthetic:IDENTITIESxIMAGES, of which {CALIBRATION_IMAGES} are used",
     )
+    _add_data_options(group, "--representative")
     group.add_argument("--input-dtype", choices=("uint8", "float32"), help="default: float32")
     group.add_argument(
         "--batch-size",
@@ -218,6 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
         "another one",
     )
     group.add_argument("--split", help="the part of the data to use, such as `test`")
+    _add_data_options(group, "--data")
     group.add_argument(
         "--test-fraction",
         type=_number(0, 1),
@@ -432,6 +435,8 @@ def _check_export(given: argparse.Namespace) -> None:
     suffix = {"litert": ".tflite", "onnx": ".onnx"}.get(given.to, given.out.suffix)
     if given.out.suffix != suffix:
         raise UsageError(f"OUT must end in {suffix} for --to {given.to}, got {given.out}.")
+    if given.data_options is not None and given.representative is None:
+        raise UsageError("--data-options belongs to --representative.")
     if given.model.suffix and given.weights is not None:
         raise UsageError("--weights belongs to a model given by its name.")
     if given.output == "embedding" and given.names is not None:
@@ -462,6 +467,7 @@ def _check_evaluate(given: argparse.Namespace) -> None:
         ("images", "data"),
         ("landmarks", "data"),
         ("split", "data"),
+        ("data_options", "data"),
         ("test_fraction", "data"),
         ("seed", "test_fraction"),
         ("pairs_landmarks", "pairs_images"),
@@ -488,6 +494,30 @@ def _check_explain(given: argparse.Namespace) -> None:
     if given.class_ is not None and not given.class_.isdecimal() and given.names is None:
         raise UsageError("--class is a number unless --names tells the classes' names.")
     _check_input_range(given)
+
+
+def _add_data_options(group: argparse._ArgumentGroup, of: str) -> None:
+    group.add_argument(
+        "--data-options",
+        nargs="+",
+        type=_keyword,
+        metavar="KEY=VALUE",
+        help=f"how {of} is read, as in training: align=true, label_column=person, …",
+    )
+
+
+def _keyword(text: str) -> tuple[str, object]:
+    """Read KEY=VALUE as the programs of training do."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return key, words[value.lower()]
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def _check_input_range(given: argparse.Namespace) -> None:

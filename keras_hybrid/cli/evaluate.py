@@ -19,6 +19,7 @@ from keras_hybrid.cli.reading import (
     open_source,
     read_results,
     recorded_classes,
+    recorded_run,
 )
 
 
@@ -99,7 +100,10 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
             f"outputs are {[tuple(tensor.shape) for tensor in model.outputs]}."
         )
     table = {} if given.landmarks is None else {"landmarks": given.landmarks}
-    source = open_source(given.data, size, split=given.split, images=given.images, **table)
+    options = dict(given.data_options or ())
+    source = open_source(
+        given.data, size, split=given.split, images=given.images, **table, **options
+    )
     if given.split not in (None, "train"):
         _number_as_training_split(source, given)
     if len(source.class_names) != shape[1]:
@@ -118,6 +122,7 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
     takes_landmarks = len(model.inputs) > 1
     # The other classes are judged all the same.
     test = data.load_arrays(source, size, landmarks=takes_landmarks, every_class=False)
+    _compare_with_training(given, options, len(test.labels))
     lost = [test.class_names[label] for label in np.setdiff1d(source.labels, test.labels)]
     if lost:
         print(
@@ -150,6 +155,28 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
         "skipped_classes": len(lost),
         "flip": given.flip,
     }
+
+
+def _compare_with_training(given: argparse.Namespace, options: dict, count: int) -> None:
+    """Say where the images are not read, or not drawn, as the run's record says of its own."""
+    record = recorded_run(given.model)
+    if record.get("data_options", options) != options:
+        asked = " ".join(f"{key}={value}" for key, value in record["data_options"].items())
+        print(
+            f"note: training read its images with --data-options {asked or 'none'}.",
+            file=sys.stderr,
+        )
+    if given.test_fraction is None or record.get("test_fraction") is None:
+        return
+    drawn = record["test_fraction"], record.get("seed"), record["test_images"]
+    now = given.test_fraction, given.seed or 0, count
+    if drawn != now:
+        print(
+            f"note: the run held {drawn[2]} images out, with fraction {drawn[0]} and seed "
+            f"{drawn[1]}; these are {now[2]}, with {now[0]} and {now[1]}. Images that it was "
+            "trained on are among them, if they are of the same data.",
+            file=sys.stderr,
+        )
 
 
 def _number_as_training_split(source, given: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ def run_export(given: argparse.Namespace) -> None:
         options["batch_size"] = None if size == "none" else size
         if given.representative is not None:
             size = image_size(model, given.model)
-            images = _calibration_images(given.representative, size)
+            images = _calibration_images(given.representative, size, given.data_options)
             if given.input_range not in (None, [0, 255]):
                 low, high = given.input_range
                 images = low + images.astype("float32") / 255 * (high - low)
@@ -75,12 +75,12 @@ def _model_to_export(given: argparse.Namespace):
     return model
 
 
-def _calibration_images(spec: str, size: tuple[int, int]):
+def _calibration_images(spec: str, size: tuple[int, int], options: list | None):
     import numpy as np
 
     from keras_hybrid import data
 
-    source = open_training_images(spec, size)
+    source = open_training_images(spec, size, **dict(options or ()))
     count = min(len(source), CALIBRATION_IMAGES)
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
     drawn = data.Subset(source, chosen.tolist())

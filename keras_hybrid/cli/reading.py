@@ -48,21 +48,23 @@ def check_embedding(model, path: Path) -> None:
 
 
 def open_source(spec: str, size: tuple[int, int], **options: Any):
-    """Open images; invented ones are at least of the given size."""
+    """Open images; invented ones, and crops that are aligned, are at least of the given size."""
     from keras_hybrid import data
 
     if spec.startswith("synthetic:"):
         options["image_size"] = max(size)
+    elif options.get("align"):
+        options.setdefault("image_size", max(112, *size))
     return data.open_source(spec, **options)
 
 
-def open_training_images(spec: str, size: tuple[int, int]):
+def open_training_images(spec: str, size: tuple[int, int], **options: Any):
     """Open images; those of the split `train` where there are splits only."""
     try:
-        return open_source(spec, size)
+        return open_source(spec, size, **options)
     except ValueError as error:
         try:
-            return open_source(spec, size, split="train")
+            return open_source(spec, size, split="train", **options)
         except ValueError:
             raise error from None
 
@@ -101,8 +103,14 @@ def read_results(file: Path) -> dict[str, Any]:
     return results
 
 
+def recorded_run(model: Path) -> dict[str, Any]:
+    """Return the record of the training that a model is of; empty without one."""
+    file = model.parent / RESULTS
+    results = read_results(file) if file.is_file() else {}
+    return {} if results.get("kind") == EVALUATION else results
+
+
 def recorded_classes(model: Path) -> list[str] | None:
     """Return the names of classes in the record of the run that a model is of, if there is one."""
-    file = model.parent / RESULTS
-    names = read_results(file).get("class_names") if file.is_file() else None
+    names = recorded_run(model).get("class_names")
     return [str(name) for name in names] if isinstance(names, list) else None

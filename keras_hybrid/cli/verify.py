@@ -66,8 +66,9 @@ def _threshold(given: argparse.Namespace) -> tuple[float, str]:
     threshold = verification.get("threshold") if isinstance(verification, Mapping) else None
     if not isinstance(threshold, int | float) or not math.isfinite(threshold):
         raise ValueError(f"{file} holds no verification threshold. {advice}")
-    measured = str(results.get("model"))
-    if results.get("kind") == EVALUATION and Path(measured).stem != given.model.stem:
+    # A training measures the model that it ends with.
+    measured = str(results.get("model")) if results.get("kind") == EVALUATION else "last.keras"
+    if Path(measured).stem != given.model.stem:
         print(f"note: the threshold was measured on {measured}.", file=sys.stderr)
     flip = verification.get("flip")
     if flip is not None and flip != given.flip:

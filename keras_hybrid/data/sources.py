@@ -19,6 +19,7 @@ import os
 import re
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -43,6 +44,8 @@ from keras_hybrid.data.landmarks import LANDMARK_COLUMNS, parse_landmarks, read_
 __all__ = ["CSVSource", "FolderSource", "ImageSource", "Subset", "ZipSource", "split_source"]
 
 _LOGGER = logging.getLogger(__name__)
+# Of the images, how many in folders of folders make these other than identities.
+_NESTED_SHARE = 0.9
 _NUMBER_COLUMN = "label_number"  # of `write_crops`: the number of the label's folder
 
 
@@ -200,11 +203,13 @@ def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.
             f"{', '.join(sorted(IMAGE_SUFFIXES))}."
         )
 
-    # The folder that holds the identities: below whatever all images have in common.
+    # The folder that holds the identities: below whatever the images have in common, but for a
+    # stray one that lies higher than most.
+    counts = Counter(len(image.parts) for image in images)
+    usual = min(counts, key=lambda length: (-counts[length], length))
+    parents = [image.parent.parts for image in images if len(image.parts) >= usual]
     depth = 0
-    parents = [image.parent.parts for image in images]
-    deepest = min(len(parts) for parts in parents) - 1
-    while depth < deepest and len({parts[depth] for parts in parents}) == 1:
+    while depth < usual - 2 and len({parts[depth] for parts in parents}) == 1:
         depth += 1
     lead = parents[0][:depth]
     if split is not None:
@@ -219,14 +224,16 @@ def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.
         images = [image for image in images if image.parts[:depth] == lead]
         if not images:
             raise ValueError(f"`split`={split!r}: that folder of {files.root} holds no image.")
-        parents = [image.parent.parts for image in images]
-    if all(len(parts) > depth + 1 for parts in parents):
-        found = sorted({parts[depth] for parts in parents})
+
+    chosen = [
+        image for image in images if len(image.parts) > depth + 1 and image.parts[:depth] == lead
+    ]
+    nested = [image for image in chosen if len(image.parts) > depth + 2]
+    if chosen and len(nested) >= _NESTED_SHARE * len(chosen):
+        found = sorted({image.parts[depth] for image in nested})
         raise ValueError(
             f"{files.root} holds folders of folders ({some(found)}): choose one of them by `split`."
         )
-
-    chosen = [image for image in images if len(image.parts) > depth + 1]
     if not chosen:
         raise ValueError(
             f"{files.root} holds images but no folder per identity; expected NAME/IMAGE.jpg."
@@ -244,8 +251,11 @@ def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.
             f"{some(empty)}. Remove these folders."
         )
     taken = {str(image) for image in chosen}
+    strays = {str(image) for image in images} - taken
     others = [
-        name for name in names if name not in taken and PurePosixPath(name).parts[:depth] == lead
+        name
+        for name in names
+        if name not in taken and (name in strays or PurePosixPath(name).parts[:depth] == lead)
     ]
     others = [name for name in others if PurePosixPath(name) != PurePosixPath(*lead, CROPS_TABLE)]
     if others:

@@ -166,14 +166,18 @@ class VerificationResult:
         return self.roc.tar_at(far)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the figures as plain Python numbers, ready for JSON; scores are left out."""
+        """Return the figures as plain Python numbers, ready for JSON; scores are left out.
+
+        ``"tar_at_far"`` has the rates that the pairs can show: one false accept among the pairs of
+        two people is the lowest above none.
+        """
         return {
             "accuracy": self.accuracy,
             "accuracy_std": self.accuracy_std,
             "threshold": self.threshold,
             "auc": self.auc,
             "eer": self.eer,
-            "tar_at_far": {f"{far:g}": self.roc.tar_at(far) for far in _REPORTED_FARS},
+            "tar_at_far": {f"{far:g}": self.roc.tar_at(far) for far in self._reported_fars()},
             "xnorm": self.xnorm,
             "pairs": len(self.same),
             "same_pairs": self.roc.num_same,
@@ -181,6 +185,9 @@ class VerificationResult:
             "fold_accuracies": self.fold_accuracies.tolist(),
             "fold_thresholds": self.fold_thresholds.tolist(),
         }
+
+    def _reported_fars(self) -> list[float]:
+        return [far for far in _REPORTED_FARS if far * self.roc.num_different >= 1]
 
     def __str__(self) -> str:
         """Return the figures in a few lines."""
@@ -195,7 +202,7 @@ class VerificationResult:
             ("EER", f"{100 * self.eer:.2f} %"),
             *(
                 (f"TAR @ FAR {far:g}", f"{100 * self.roc.tar_at(far):.2f} %")
-                for far in _REPORTED_FARS
+                for far in self._reported_fars()
             ),
             ("pairs", f"{self.roc.num_same:,} same, {self.roc.num_different:,} different"),
         ]

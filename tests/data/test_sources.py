@@ -119,6 +119,40 @@ def test_images_without_folders_are_refused(tmp_path):
         FolderSource(tmp_path)
 
 
+@pytest.mark.parametrize("lead", ["", "people", "a/images"])
+@pytest.mark.parametrize("stray", ["cover.jpg", "a/cover.jpg"])
+def test_a_stray_image_makes_no_folder_an_identity(tmp_path, caplog, lead, stray):
+    write_people(tmp_path / "f" / lead)
+    stray = stray if lead.startswith("a/") else Path(stray).name
+    write_image(tmp_path / "f" / stray)
+    for spec in (tmp_path / "f", zip_folder(tmp_path / "f", tmp_path / "f.zip")):
+        caplog.clear()
+        source = open_source(spec)
+        assert source.class_names == ["ann", "bob", "cem"]
+        assert "1 file(s) skipped" in caplog.text and "cover.jpg" in caplog.text
+
+
+def test_a_stray_image_hides_no_choice_of_a_split(tmp_path):
+    write_people(tmp_path / "train")
+    write_people(tmp_path / "val", images=2)
+    write_image(tmp_path / "train" / "overview.jpg")
+    with pytest.raises(ValueError, match=r"folders of folders \(train, val\)"):
+        open_source(tmp_path)
+    assert len(open_source(tmp_path, split="val")) == 6
+
+
+def test_an_identity_may_have_folders_of_its_own(tmp_path):
+    write_people(tmp_path)
+    for number in range(4):
+        write_image(tmp_path / "ann" / "2024" / f"{number}.png")
+    source = open_source(tmp_path)
+    assert source.class_names == ["ann", "bob", "cem"]
+    assert (
+        np.bincount(source.labels).tolist()
+        == [source.labels.tolist().count(1) + 4] + [source.labels.tolist().count(1)] * 2
+    )
+
+
 def test_split_chooses_a_sub_folder_and_must_exist(tmp_path):
     write_people(tmp_path / "f" / "train")
     write_people(tmp_path / "f" / "val", images=1)

@@ -267,7 +267,12 @@ def test_result_is_frozen_readable_and_ready_for_json():
     result = evaluation.verify_scores(scores, same)
     facts = json.loads(json.dumps(result.to_dict()))
     assert facts["pairs"] == 600
-    assert facts["tar_at_far"].keys() == {"0.01", "0.001", "0.0001"}
+    # Of 300 pairs one is more than a thousandth.
+    assert facts["tar_at_far"].keys() == {"0.01"}
+    assert "FAR 0.01 " in str(result) and "FAR 0.001" not in str(result)
+    assert result.tar_at_far(1e-3) == result.tar_at_far(0.0)
+    many = evaluation.verify_scores(np.tile(scores, 4), np.tile(same, 4))
+    assert many.to_dict()["tar_at_far"].keys() == {"0.01", "0.001"}
     assert f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f} %" in str(result)
     assert "300 same, 300 different" in str(result)
     with pytest.raises(AttributeError):

@@ -258,3 +258,31 @@ def test_another_kind_of_augmentation_begins_without_the_recipes_keywords():
     assert with_overrides(recipe, given).augmentation == {}
     given = parser.parse_args(["--augment", "images", "--augmentation", "erasing=0"])
     assert with_overrides(recipe, given).augmentation == {"crop_padding": 4, "erasing": 0}
+
+
+def test_words_of_a_command_line_are_pythons_in_every_option():
+    made = override(
+        "--model-arguments", "convolutional_attention=false", "drop_path=none", "name=False_friend"
+    )
+    assert made.model_arguments["convolutional_attention"] is False
+    assert made.model_arguments["drop_path"] is None
+    assert made.model_arguments["name"] == "False_friend"
+
+
+def test_another_loss_begins_with_its_own_margin():
+    parser = argparse.ArgumentParser()
+    add_overrides(parser)
+    base = Recipe(model="facerec_small", data="faces/", loss="cosface", margin=0.3)
+
+    def loss_and_margin(*arguments):
+        made = with_overrides(base, parser.parse_args(arguments))
+        return made.loss, made.margin
+
+    assert loss_and_margin("--loss", "sphereface") == ("sphereface", None)
+    assert loss_and_margin("--loss", "cosface") == ("cosface", 0.3)
+    assert loss_and_margin("--loss", "arcface", "--margin", "0.4") == ("arcface", 0.4)
+
+
+def test_a_folder_of_pairs_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="pairs='other_peple/' does not exist"):
+        Recipe(model="facerec_small", data="faces/", pairs="other_peple/")

@@ -21,6 +21,7 @@ import pytest
 import keras_hybrid as kh
 from keras_hybrid import data
 from keras_hybrid.applications.kprpe import ALIGNED_LANDMARKS
+from keras_hybrid.data.files import encode_image
 from tests import cases
 from tests.data.test_recordio import insightface, picture, write
 from training import checkpoint, report, run_table, train
@@ -217,6 +218,98 @@ def test_a_run_from_before_a_setting_had_a_name_is_continued(tmp_path, monkeypat
     assert train.run(recipe, tmp_path, verbose=0)["loss"] == pytest.approx(before["loss"])
     with pytest.raises(ValueError, match=r"other settings.*remat.*False"):
         train.run(dataclasses.replace(recipe, remat=True), tmp_path, verbose=0)
+
+
+def write_people(root, names, images):
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for index in range(images):
+            content = encode_image(np.full((16, 16, 3), 40 * number + index, np.uint8))
+            (root / name / f"{index}.png").write_bytes(content)
+
+
+@pytest.mark.any_backend
+def test_a_run_is_not_continued_with_other_images(tmp_path, monkeypatch):
+    """Classes would get each other's names, and trained images would be tested."""
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    write_people(tmp_path / "faces", ["ann", "bob", "cem"], 8)
+    recipe = dataclasses.replace(TINY, data=str(tmp_path / "faces"), epochs=1)
+    train.run(recipe, tmp_path / "run", verbose=0)
+    recipe = dataclasses.replace(recipe, epochs=1)
+    train.run(recipe, tmp_path / "run", verbose=0)  # the same
+    (tmp_path / "faces" / "ann").rename(tmp_path / "faces" / "zoe")
+    with pytest.raises(ValueError, match=r"other settings \(.*3 classes, .* training and .* test"):
+        train.run(recipe, tmp_path / "run", verbose=0)
+    # A run from before this was kept is continued.
+    pointer = tmp_path / "run" / "checkpoint" / "latest.json"
+    state = json.loads(pointer.read_text())
+    del state["fingerprint"]["content_of_data"]
+    pointer.write_text(json.dumps(state))
+    train.run(recipe, tmp_path / "run", verbose=0)
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    ("names", "images", "message"),
+    [
+        (["ann", "bob"], 1, "test_fraction=0.2 holds none of .* no class has more than one image"),
+        (["ann"], 8, "has one class, 'ann', and training needs two"),
+    ],
+)
+def test_data_that_cannot_be_trained_or_tested_are_refused(tmp_path, names, images, message):
+    write_people(tmp_path / "faces", names, images)
+    recipe = dataclasses.replace(TINY, data=str(tmp_path / "faces"))
+    with pytest.raises(ValueError, match=message):
+        train.run(recipe, tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.any_backend
+def test_a_class_of_one_image_is_said_not_to_be_tested(tmp_path, caplog):
+    write_people(tmp_path / "faces", ["ann", "bob"], 8)
+    write_people(tmp_path / "faces", ["cem"], 1)
+    _, test = train.open_data(dataclasses.replace(TINY, data=str(tmp_path / "faces")))
+    assert set(test.labels.tolist()) == {0, 1}
+    assert "1 classes have one image each: they are not tested" in caplog.text
+
+
+@pytest.mark.any_backend
+def test_aligned_crops_are_as_large_as_the_models_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(data, "open_source", lambda spec, **options: asked.append(options))
+    monkeypatch.setattr(data, "split_source", lambda *_: 1 / 0)
+    for size in (64, 160):
+        recipe = dataclasses.replace(
+            TINY, data="faces.csv", image_size=size, data_options={"align": True}
+        )
+        with pytest.raises(ZeroDivisionError):
+            train.open_data(recipe)
+    assert [options["image_size"] for options in asked] == [112, 160]
+
+
+@pytest.mark.any_backend
+def test_a_run_without_matplotlib_and_tensorboard_has_its_results(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    missing = ("matplotlib", "tensorboard")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name in missing else find(name, *a)
+    )
+    monkeypatch.setattr(kh.evaluation, "plot_confusion", lambda *_: 1 / 0)
+    recipe = dataclasses.replace(TINY, epochs=1, pairs="synthetic:20x6")
+    results = train.run(recipe, tmp_path, verbose=0)
+    assert "No figures: matplotlib is not installed." in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["top1"] == results["top1"]
+    assert (tmp_path / "report.html").exists() and not list(tmp_path.glob("*.png"))
+    assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.any_backend
+def test_the_results_are_written_before_the_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    monkeypatch.setattr(kh.evaluation, "plot_confusion", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.run(dataclasses.replace(TINY, epochs=1), tmp_path, verbose=0)
+    assert json.loads((tmp_path / "results.json").read_text())["test_images"] == 16
 
 
 @pytest.mark.any_backend
