@@ -238,10 +238,15 @@ def couple_up(tokens, grid_size, channels: int, ratio: int, *, epsilon: float, n
 
 
 def _repeat(x, ratio: int):
+    """Repeat each cell ratio × ratio times: `ops.image.resize` does not export to ONNX in each size."""
     if ratio == 1:
         return x
-    size = tuple(n * ratio for n in x.shape[1:3])
-    return ops.image.resize(x, size, interpolation="nearest", data_format="channels_last")
+    height, width, channels = x.shape[1:]
+    rows = ops.reshape(x, (-1, height, 1, width * channels))
+    rows = ops.concatenate([rows] * ratio, axis=2)
+    cells = ops.reshape(rows, (-1, height * ratio * width, 1, channels))
+    cells = ops.concatenate([cells] * ratio, axis=2)
+    return ops.reshape(cells, (-1, height * ratio, width * ratio, channels))
 
 
 def _stem(x, stem: str, channels: int):

@@ -861,6 +861,18 @@ def test_exported_files_answer_as_the_model(family, tmp_path, monkeypatch):
         assert not [operator for operator in report.operators if operator.startswith("Flex")]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="conversions to ONNX run on JAX")
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.strip("_*"))
+def test_an_onnx_file_answers_as_the_model(family, tmp_path, monkeypatch):
+    for module in ("jax2onnx", "onnx", "onnxruntime"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    monkeypatch.setattr(kh.export.formats, "run_conversion", convert_in_this_process)
+    report = kh.export.to_onnx(unlike_a_new_one(family), tmp_path / "model.onnx")
+    assert report.max_abs_difference <= 1e-4 * report.output_scale
+
+
 # --- the registry itself --------------------------------------------------------------------------
 
 
