@@ -238,7 +238,7 @@ def couple_up(tokens, grid_size, channels: int, ratio: int, *, epsilon: float, n
 
 
 def _repeat(x, ratio: int):
-    """Repeat each cell ratio × ratio times: `ops.image.resize` does not export to ONNX in each size."""
+    """Repeat each cell ratio × ratio times; `ops.image.resize` needs a known batch in ONNX."""
     if ratio == 1:
         return x
     height, width, channels = x.shape[1:]
