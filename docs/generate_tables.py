@@ -89,6 +89,7 @@ def quantization() -> str:
     """LFW after quantization, of the models trained from scratch and of the published one."""
     models = {
         "facerec_small 64x64, 988 identities, 32 epochs": "FaceRec-small, 64×64, 32 epochs",
+        "facerec_small 64x64, 988 identities, 16 epochs": "FaceRec-small, 64×64, 16 epochs",
         "mobilefacenet 64x64, 988 identities, 16 epochs": "MobileFaceNet, 64×64, 16 epochs",
         "efficientvit_face_small 64x64, 988 identities, 16 epochs": (
             "EfficientNet + ViT small, 64×64, 16 epochs"
