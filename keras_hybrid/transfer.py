@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from keras_hybrid.applications.fusion import member_names
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -213,10 +215,15 @@ def layer_decay(model: keras.Model, decay: float = 1 / 2.6) -> dict[str, float]:
 
     Layers make one step of the decay together if their names agree up to their last part
     ``block…`` or ``stage…`` (``block0_attention``, ``block0_mlp_dense1``; ``stage1_block2_conv1``),
-    or else up to the first underscore (``stem_conv``, ``stem_bn``). Steps are counted in the order
-    in which their first layers with weights stand in the model: the last has 1, the one before
-    ``decay``, then ``decay``². In a model of parallel branches these alternate; write the mapping
-    by hand there, with patterns.
+    or else up to the first underscore (``stem_conv``, ``stem_bn``); without a number there
+    (``stem0_conv``), a name that comes back after another begins a new step (``conv2d``,
+    ``batch_normalization``, ``conv2d_1``). Steps are counted in the order in which their first
+    layers with weights stand in the model: the last has 1, the one before ``decay``, then
+    ``decay``².
+
+    The members of a `keras_hybrid.applications.LateFusion` or `Ensemble` decay side by side, each
+    as it would alone, below what follows them. Other parallel branches alternate in one count;
+    write the mapping by hand there, with patterns.
 
     Args:
         model: A Functional or Sequential model.
@@ -231,16 +238,50 @@ def layer_decay(model: keras.Model, decay: float = 1 / 2.6) -> dict[str, float]:
     if not 0 < decay <= 1:
         raise ValueError(f"decay must be in (0, 1], got {decay!r}.")
     _check_built(model)
-    steps: dict[str, list[str]] = {}
-    for layer in _leaves(model):
-        if layer.weights:
-            match = re.match(r".*(?:block|stage)\d*[a-z]?(?=_|$)|[^_]*", layer.name)
-            steps.setdefault(match[0], []).extend(_patterns(layer))
+    layers = [(layer.name, layer) for layer in _leaves(model)]
     return {
         pattern: decay**distance
-        for distance, patterns in enumerate(reversed(steps.values()))
-        for pattern in patterns
+        for distance, step in enumerate(_steps_back(layers))
+        for layer in step
+        for pattern in _patterns(layer)
     }
+
+
+def _steps_back(layers: list[tuple[str, keras.layers.Layer]]) -> list[list[keras.layers.Layer]]:
+    """Return the layers with weights in steps, the last first.
+
+    Args:
+        layers: In order, with their names, those of a fused member without the member's.
+    """
+    # The longest first: one member's name may begin another's.
+    members = {f"{name}_": [] for name in sorted(member_names(layers), key=len, reverse=True)}
+    before, after = [], []
+    for name, layer in layers:
+        prefix = next(filter(name.startswith, members), None)
+        if prefix is not None:
+            members[prefix].append((name.removeprefix(prefix), layer))
+        else:
+            (after if any(members.values()) else before).append((name, layer))
+    branches = itertools.zip_longest(*map(_steps_back, members.values()), fillvalue=())
+    together = [list(itertools.chain(*steps)) for steps in branches]
+    return [*_named_alike(after)[::-1], *together, *_named_alike(before)[::-1]]
+
+
+def _named_alike(layers: list[tuple[str, keras.layers.Layer]]) -> list[list[keras.layers.Layer]]:
+    """Return the layers with weights in steps by their names, in order."""
+    steps, found, previous = [], {}, None
+    for name, layer in layers:
+        if layer.weights:
+            pattern = r"(.*(?:block|stage)\d*[a-z]?(?=_|$)|[^_]*\d(?=_|$))|[^_]*"
+            match = re.match(pattern, name)
+            # What is numbered is one place in the network, also if others alternate with it.
+            is_numbered, key = match[1] is not None, match[0]
+            if key not in found or (key != previous and not is_numbered):
+                found[key] = []
+                steps.append(found[key])
+            found[key].append(layer)
+            previous = key
+    return steps
 
 
 def _check_built(model: keras.Model) -> None:

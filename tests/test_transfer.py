@@ -204,6 +204,69 @@ def test_blocks_decay_together():
     assert {rates[key] for key in rates if key.startswith("stage2_block0_")} == {0.5}
 
 
+def step_of(model: keras.Model) -> dict[str, int]:
+    """Return how many steps each layer with weights is from the output."""
+    rates = layer_decay(model, 0.5)
+    return {pattern.split("/")[0]: round(-np.log2(rate)) for pattern, rate in rates.items()}
+
+
+def fused_members() -> list[keras.Model]:
+    inner = [small_model("efficientnet_*"), small_model("vit_p*")]
+    ensemble = kh.applications.Ensemble(
+        members=inner, average="similarities", classes=CLASSES, name="vit_p8s8_both"
+    )
+    return [small_model("mobilefacenet*"), small_model("vit_p*", name="vit_p8s8"), ensemble]
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_the_members_of_a_fused_model_decay_as_they_would_alone(is_loaded, tmp_path):
+    members = fused_members()
+    model = kh.applications.LateFusion(members=members, classes=CLASSES, embedding_dim=6)
+    if is_loaded:
+        model.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
+    expected = {"predictions": 0, "embedding_norm": 1}
+    for member in members:
+        # What is new is just below the head, what is trained below that.
+        expected[f"{member.name}_projection"] = 2
+        alone = step_of(keras.Model(member.input, member.get_layer("embedding").output))
+        expected |= {f"{member.name}_{name}": 3 + step for name, step in alone.items()}
+    assert step_of(model) == expected
+    assert expected["mobilefacenet_stem0_conv"] == 3 + 7
+    assert expected["vit_p8s8_both_efficientnet_b0_stem_conv"] == 3 + 6
+
+
+@pytest.mark.parametrize("classifier", ["cosine", "dense"])
+def test_members_decay_with_the_classifiers_that_an_ensemble_averages(classifier):
+    arguments = {"classifier": classifier}
+    members = [small_model("mobilefacenet*", **arguments), small_model("vit_p*", **arguments)]
+    ensemble = kh.applications.Ensemble(members=members, classes=CLASSES, average="logits")
+    x = keras.Input((16, 16, 3))
+    first, last = keras.layers.Dense(3, name="colours"), keras.layers.Dense(2, name="hidden")
+    model = keras.Sequential([x, first, ensemble, last])
+    steps = [step_of(member) for member in members]
+    deepest = max(max(alone.values()) for alone in steps)
+    path = first.kernel.path.split("/")[0]  # of the Sequential, or the layer itself
+    found = {
+        pattern.split("/")[-2]: round(-np.log2(rate))
+        for pattern, rate in layer_decay(model, 0.5).items()
+        if pattern.split("/")[0] == path or "/" in pattern
+    }
+    assert found["hidden"] == 0 and found["colours"] == deepest + 2
+    for member, alone in zip(members, steps, strict=True):
+        for name, step in alone.items():
+            assert found[f"{member.name}_{name}"] == 1 + step
+
+
+def test_a_name_without_a_number_that_comes_back_is_another_step():
+    x = keras.Input((8, 8, 3))
+    names = ["conv2d", "batch_norm", "conv2d_1", "tap0_a", "tap1_a", "tap0_b", "conv2d_2"]
+    model = keras.Sequential([x, *(keras.layers.Conv2D(2, 1, name=name) for name in names)])
+    distances = layer_decay(model, 0.5).values()
+    # Steps: conv2d_2, tap1, tap0, conv2d_1, batch, conv2d.
+    assert sorted(distances) == [0.5**step for step in (5, 4, 3, 2, 2, 1, 0)]
+
+
 def test_the_first_pattern_that_matches_counts():
     model = branches()
     optimizer = discriminative_rates(

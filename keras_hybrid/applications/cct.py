@@ -169,12 +169,6 @@ def _compact(
     return build_model(inputs, x, lambda: SequencePooling(name="sequence_pooling")(x), **head)
 
 
-def _normalisation(image_size: int) -> dict:
-    if image_size <= 64:
-        return {"mean": CIFAR_MEAN, "std": CIFAR_STD}
-    return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-
-
 def CCT(
     include_top: bool = True,
     weights: str | None = None,
@@ -197,6 +191,8 @@ def CCT(
     dropout: float = 0.0,
     attention_dropout: float = 0.1,
     drop_path: float = 0.1,
+    pixel_mean: float | Sequence[float] | None = None,
+    pixel_std: float | Sequence[float] | None = None,
 ) -> keras.Model:
     """Build a Compact Convolutional Transformer.
 
@@ -210,8 +206,7 @@ def CCT(
         classes: Number of classes.
         classifier_activation: Of the dense classifier; ``None`` for logits.
         include_preprocessing: Whether inputs are float images in [0, 255], normalised inside with
-            the authors' CIFAR-10 statistics up to 64 pixels and ImageNet's above. ``False``:
-            already normalised.
+            ``pixel_mean`` and ``pixel_std``. ``False``: already normalised.
         name: Of the model.
         classifier: ``"dense"`` or ``"cosine"``.
         embedding_dim: Optional width of a projected, batch-normalised embedding.
@@ -225,6 +220,10 @@ def CCT(
         dropout: Rate after the positions and both projections.
         attention_dropout: Rate on the attention maps.
         drop_path: Rate of the last layer; earlier ones rise linearly from 0.
+        pixel_mean: One number or one for each channel, in units of [0, 255]; ``None``: the authors'
+            of CIFAR-10 up to 64 pixels, ImageNet's above. A model that takes the weights of one of
+            another size needs that one's.
+        pixel_std: Likewise.
 
     Returns:
         A Functional model from (batch, height, width, channels) to logits (batch, classes),
@@ -236,12 +235,23 @@ def CCT(
     if num_convolutions < 1:
         raise ValueError(f"num_convolutions must be a positive integer, got {num_convolutions}.")
     shape = image_shape(input_tensor, input_shape, (32, 32, 3))
+    if (pixel_mean is None) != (pixel_std is None):
+        raise ValueError(
+            "pixel_mean and pixel_std must be given together, or neither, got "
+            f"pixel_mean={pixel_mean} and pixel_std={pixel_std}."
+        )
+    if pixel_mean is None:
+        is_small = max(shape[:2]) <= 64
+        pixel_mean, pixel_std = (
+            (CIFAR_MEAN, CIFAR_STD) if is_small else (IMAGENET_MEAN, IMAGENET_STD)
+        )
     inputs, x = image_input(
         input_tensor,
         input_shape,
         shape,
         include_preprocessing=include_preprocessing,
-        **_normalisation(max(shape[:2])),
+        mean=pixel_mean,
+        std=pixel_std,
     )
     x, stride = convolutional_tokenizer(x, dim, kernel_size, num_convolutions)
     return _compact(

@@ -18,6 +18,7 @@ which averages the cosines between images; ``average="embeddings"`` is for membe
 together, or from one another.
 """
 
+import re
 from collections.abc import Sequence
 
 import keras
@@ -152,6 +153,29 @@ def _members(
             prefix = next(p for i in range(1, len(members)) if (p := f"{prefix}_{i}") not in taken)
         parts.append(_Member(model, prefix, trained))
     return inputs, image, parts
+
+
+def member_names(layers: Sequence[tuple[str, keras.layers.Layer]]) -> list[str]:
+    """Return what the names of each member's layers begin with, before an underscore.
+
+    Args:
+        layers: Those of a model, with their names, which may have lost what they began with.
+
+    Returns:
+        The names in order; none for a model that is not fused.
+    """
+    names, members = {id(layer): name for name, layer in layers}, []
+    for name, layer in layers:
+        # What puts the members' vectors together: the layers before it are named by the builders.
+        if isinstance(layer, keras.layers.Reshape | keras.layers.Concatenate) and re.fullmatch(
+            r"features_\d+|joined", name
+        ):
+            for vector in keras.tree.flatten(layer.input):
+                end = names.get(id(vector._keras_history.operation), "")
+                match = re.fullmatch(r"(.+?)_(?:projection|(?:unit_)?embedding)", end)
+                if match is not None:
+                    members.append(match[1])
+    return members
 
 
 def _is_graph_of_an_image(model) -> bool:
@@ -290,7 +314,7 @@ def Ensemble(
             of its own. ``"logits"``: ``predictions`` is the mean of what the members' classifiers
             (layers ``predictions``, behind ``embedding``) put out, be it logits or cosines; the
             embedding is theirs side by side, of length 1 where the classifier is a cosine.
-            ``"probabilities"``: so, after softmax.
+            ``"probabilities"``: so, after softmax, which a classifier may have as its activation.
         classifier: ``"cosine"`` (train it with a margin loss) or ``"dense"``; of the members given
             by name, where their classifiers are averaged.
         centers_per_class: Sub-centres of the ensemble's own cosine classifier.
@@ -399,6 +423,15 @@ def _check_heads(parts: list[_Member], average: str, classes: int) -> None:
             raise ValueError(
                 "average='probabilities' needs logits, but the classifier of "
                 f"{part.prefix!r} puts out cosines; use average='logits'."
+            )
+        activation = getattr(part.head, "activation", None)
+        if average == "probabilities" and not (
+            activation in (None, keras.activations.linear) or _is_softmax(part.head)
+        ):
+            name = getattr(activation, "__name__", activation)
+            raise ValueError(
+                "average='probabilities' needs classifiers with classifier_activation=None or "
+                f"'softmax', but that of {part.prefix!r} is {name!r}."
             )
 
 

@@ -1,18 +1,22 @@
 """The model class of the zoo: a Functional model that knows how to train margins."""
 
 import contextlib
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
 import keras
 
 from keras_hybrid.layers.margin import (
+    ArcFace,
+    CosFace,
     CosineClassifier,
     record_embedding_norms,
     recorded_embedding_norms,
 )
 from keras_hybrid.layers.partial_margin import PartialCosineClassifier, supply_labels
 from keras_hybrid.losses.adaptive import AdaptiveMarginLoss, MarginState
+from keras_hybrid.losses.base import MarginSoftmax
 
 __all__ = ["MarginModel"]
 
@@ -36,8 +40,9 @@ class MarginModel(keras.Model):
     that layer the labels, and gives loss and metrics the labels' columns in what comes out.
 
     Raises:
-        ValueError: On ``compile`` with more than one adaptive loss, or with a loss that needs
-            norms when the model has no `CosineClassifier`.
+        ValueError: On ``compile`` with more than one adaptive loss, with a loss that needs norms
+            when the model has no `CosineClassifier`, or with a margin loss on what is known to be
+            no cosines: of a dense classifier or of a layer that scales them itself.
     """
 
     # A plain holder (keras would track the metric itself for good, also after compiling anew).
@@ -46,6 +51,7 @@ class MarginModel(keras.Model):
     def compile(self, *args, **kwargs) -> None:
         """Configure training as `keras.Model.compile` does, and set up the loss's state."""
         super().compile(*args, **kwargs)
+        _check_cosines(self, self.loss)
         losses = {
             id(loss): loss
             for loss in keras.tree.flatten(self.loss)
@@ -70,8 +76,17 @@ class MarginModel(keras.Model):
             self._adaptive = SimpleNamespace(loss=loss, state=MarginState(loss))
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as a saved model was; Keras leaves this out if `compile` is overridden."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        """Compile as a saved model was; Keras leaves this out if `compile` is overridden.
+
+        A loss that `compile` has come to refuse is left out, so that old files can be read.
+        """
+        config = keras.saving.deserialize_keras_object(config)
+        try:
+            _check_cosines(self, config.get("loss"))
+        except ValueError as error:
+            warnings.warn(f"Model {self.name!r} is without its loss. {error}", stacklevel=2)
+            config["loss"] = None
+        self.compile(**config)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -163,6 +178,48 @@ class MarginModel(keras.Model):
                 f"{len(norms or [])} calls{' (and no x to make one)' if x is None else ''}"
             )
         return norms[0]
+
+
+def _check_cosines(model: keras.Model, losses) -> None:
+    """Raise ValueError if a margin loss is for an output that is known to be no cosines."""
+    outputs = getattr(model, "outputs", None)
+    if outputs is None:  # a subclassed model
+        return
+    if isinstance(losses, dict):
+        named = model.output if isinstance(model.output, dict) else {}
+        named = {**dict(zip(model.output_names, outputs, strict=True)), **named}
+        pairs = [(loss, named.get(name)) for name, loss in losses.items()]
+    elif isinstance(losses, list | tuple):
+        pairs = list(zip(losses, outputs, strict=False))  # Keras checks the number
+    else:
+        pairs = [(losses, output) for output in outputs]
+    for loss, output in pairs:
+        head = _head_without_cosines(output) if isinstance(loss, MarginSoftmax) else None
+        if head is not None:
+            raise ValueError(
+                f"{type(loss).__name__} takes cosines and would clip other outputs to [-1, 1], but "
+                f"those of model {model.name!r} come from {head.name!r}, a {type(head).__name__} "
+                'layer, which puts out none. Build the model with `classifier="cosine"`, or use '
+                "`keras.losses.SparseCategoricalCrossentropy(from_logits=True)`."
+            )
+
+
+def _head_without_cosines(output) -> keras.layers.Layer | None:
+    """Return the layer that a tensor comes from if it is known to put out something else."""
+    from keras_hybrid.applications.conformer import TwoHeads  # which imports this module
+
+    if not keras.utils.is_keras_tensor(output):  # an output that is not there, or several
+        return None
+    head, _, index = output._keras_history
+    if isinstance(head, keras.Model):
+        return _head_without_cosines(head.outputs[index])
+    if isinstance(head, keras.layers.Average):  # an ensemble's, of the members' classifiers
+        found = map(_head_without_cosines, head.input)
+        return next((layer for layer in found if layer is not None), None)
+    # A subclass of Dense, or one under another name, may have been made to put out cosines.
+    is_dense = type(head) is keras.layers.Dense and head.name.endswith("predictions")
+    others = ArcFace | CosFace | TwoHeads | keras.layers.Softmax
+    return head if is_dense or isinstance(head, others) else None
 
 
 def _has_cosine_classifier(model: keras.Model) -> bool:

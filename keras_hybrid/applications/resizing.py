@@ -27,13 +27,15 @@ def transfer_weights(
 
     Layers are matched by name. Layers that only the source has are left out, so that a backbone
     can be filled from a classifier. A flattened map or joined tokens are told by their number
-    alone: turning the image, say from 112 × 96 to 96 × 112, is not noticed there.
+    alone: turning the image, say from 112 × 96 to 96 × 112, is not noticed there. How images are
+    normalised is the target's own; it must be as in the source, where both do it.
 
     Args:
         source: A built model, or the path of a ``.keras`` file.
         target: A built model; its weights are overwritten.
         skip_mismatch: Whether layers that cannot be transferred keep their weights, with a
-            warning, as in `keras.Model.load_weights`.
+            warning, as in `keras.Model.load_weights`, and a target that normalises images
+            differently gets the weights, with a warning.
 
     Returns:
         Names of the layers that keep their weights; none without ``skip_mismatch``.
@@ -41,12 +43,13 @@ def transfer_weights(
     Raises:
         ValueError: If the weights of a layer depend on the input size in another way (a flattened
             map, tokens side by side, a convolution as large as the map), belong to another number
-            of classes, or are not in the source; the message names the layers. ``target`` is then
-            unchanged.
+            of classes, or are not in the source; the message names the layers. Also if source and
+            target normalise images differently. ``target`` is then unchanged.
     """
     if not isinstance(source, keras.Model):
         source = keras.saving.load_model(source, compile=False)
     origins = {layer.name: layer for layer in source.layers}
+    _check_normalisation(origins, source, target, skip_mismatch)
     transferred, mismatches = [], []
     for layer in target.layers:
         if not layer.weights:
@@ -67,6 +70,45 @@ def transfer_weights(
     for layer, values in transferred:
         layer.set_weights(values)
     return mismatches
+
+
+def _check_normalisation(
+    origins: dict[str, keras.layers.Layer], source, target, skip_mismatch: bool
+) -> None:
+    """Raise ValueError, or warn, if both models normalise images, but differently."""
+    for layer in target.layers:
+        # In a fused model, the member's name comes before the layers' names.
+        if not (isinstance(layer, keras.layers.Rescaling) and layer.name.endswith("preprocessing")):
+            continue
+        theirs = origins.get(layer.name)
+        if not isinstance(theirs, keras.layers.Rescaling):
+            continue
+        if _equal(layer.scale, theirs.scale) and _equal(layer.offset, theirs.offset):
+            continue
+        message = (
+            f"Layer {layer.name!r} of model {target.name!r} normalises images by "
+            f"{_statistics(layer)}, but the weights of the source {source.name!r} are for "
+            f"{_statistics(theirs)}."
+        )
+        if not skip_mismatch:
+            raise ValueError(
+                f"{message} Build the target with these, if its builder has the keywords, or with "
+                "the source's keras_trunk; or give skip_mismatch=True to copy the weights as is."
+            )
+        warnings.warn(f"{message} They are copied as they are.", stacklevel=3)
+
+
+def _equal(ours, theirs) -> bool:
+    """Whether two numbers, or rows of one for each channel, are the same."""
+    sizes = {np.size(ours), np.size(theirs)} - {1}
+    return len(sizes) <= 1 and np.allclose(ours, theirs)
+
+
+def _statistics(layer: keras.layers.Rescaling) -> str:
+    """Say what (x − mean) / std a layer computes as x · scale + offset."""
+    std = 1 / np.asarray(layer.scale)
+    mean = -np.asarray(layer.offset) * std
+    return f"pixel_mean={np.round(mean, 3).tolist()} and pixel_std={np.round(std, 3).tolist()}"
 
 
 def _values(source, origin, target, layer) -> list[np.ndarray] | None:

@@ -192,6 +192,21 @@ class _Subclassed(keras.Model):
         ([vit, vit], {"average": "logits", "classes": 7}, "classes=7, but member .* has 3"),
         ([vit, vit], {"average": "probabilities"}, "puts out cosines.*average='logits'"),
         (
+            [lambda: vit(classifier="dense", classifier_activation="sigmoid"), vit],
+            {"average": "probabilities"},
+            "needs classifiers with classifier_activation=None or 'softmax'.*'sigmoid'",
+        ),
+        (
+            [lambda: "vit_p8s8", lambda: "efficientnet_b0"],
+            {
+                "average": "probabilities",
+                "classifier": "dense",
+                "classifier_activation": "relu",
+                "input_shape": (32, 32, 3),
+            },
+            "None or 'softmax', but that of 'vit_p8s8' is 'relu'",
+        ),
+        (
             [lambda: "vit_p8s8", vit],
             {"average": "logits", "classifier": "dense", "classifier_activation": "softmax"},
             "classifier_activation must be None where average='logits'.*'vit_p8s8'.*got 'softmax'",

@@ -6,8 +6,11 @@ import pytest
 from keras import layers, ops
 
 from keras_hybrid import losses
+from keras_hybrid.applications import margin_model
+from keras_hybrid.applications.conformer import TwoHeads
 from keras_hybrid.applications.margin_model import MarginModel
-from keras_hybrid.layers.margin import CosineClassifier
+from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
+from keras_hybrid.layers.partial_margin import PartialCosineClassifier
 
 CLASSES = 4
 RANDOM = np.random.default_rng(0)
@@ -249,6 +252,81 @@ def test_adaface_needs_a_cosine_classifier():
     model = build(head=layers.Dense(CLASSES))
     with pytest.raises(ValueError, match="CosineClassifier"):
         model.compile("sgd", losses.AdaFace())
+
+
+HEADS = {
+    "dense": lambda: layers.Dense(CLASSES, name="predictions"),
+    "two": lambda: TwoHeads(3, CLASSES, name="predictions"),
+    "arcface": lambda: ArcFace(CLASSES, name="predictions"),
+    "cosface": lambda: CosFace(CLASSES),
+    "softmax": layers.Softmax,
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("loss", [losses.ArcFace, losses.CurricularFace])
+def test_a_margin_loss_on_a_head_that_puts_out_no_cosines_is_refused(loss, head):
+    """It would clip the logits."""
+    model = build(head=HEADS[head]())
+    name = type(model.layers[-1]).__name__
+    message = rf"{loss.__name__} takes cosines.*model 'tiny'.*a {name} layer.*classifier=\"cosine\""
+    with pytest.raises(ValueError, match=message):
+        model.compile("sgd", loss())
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda: layers.Dense(CLASSES, name="cosines"),
+        lambda: layers.Lambda(lambda x: x[:, :CLASSES], name="predictions"),
+        lambda: PartialCosineClassifier(CLASSES, name="predictions"),
+    ],
+    ids=["Dense of another name", "Lambda", "PartialCosineClassifier"],
+)
+def test_a_margin_loss_on_a_head_that_is_not_known_passes(head):
+    build(head=head()).compile("sgd", losses.ArcFace())
+
+
+def test_a_margin_loss_is_compared_with_its_own_output():
+    base = build()
+    dense = layers.Dense(2, name="other_predictions")(base.get_layer("embedding").output)
+    model = MarginModel(base.input, {"person": base.output, "other": dense})
+    crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for given in (
+        {"person": losses.ArcFace(), "other": crossentropy},
+        {"person": losses.ArcFace()},
+    ):
+        model.compile("sgd", given)
+    with pytest.raises(ValueError, match=r"CosFace takes cosines.*'other_predictions', a Dense"):
+        model.compile("sgd", {"person": losses.ArcFace(), "other": losses.CosFace()})
+    model = MarginModel(base.input, [base.output, dense])
+    model.compile("sgd", [losses.ArcFace(), crossentropy])
+    with pytest.raises(ValueError, match="'other_predictions', a Dense"):
+        model.compile("sgd", [losses.ArcFace(), losses.ArcFace()])
+
+
+def test_the_classifiers_in_an_ensemble_or_a_nested_model_are_looked_at():
+    inner = build(head=layers.Dense(CLASSES, name="tiny_predictions"))
+    average = layers.Average(name="predictions")([build(keras.Model)(inner.input), inner.output])
+    model = MarginModel(inner.input, average)
+    outer = keras.Input((6, 6, 1))
+    for each in (model, MarginModel(outer, model(outer))):
+        with pytest.raises(ValueError, match="'tiny_predictions', a Dense"):
+            each.compile("sgd", losses.ArcFace())
+
+
+def test_a_file_of_a_model_that_is_refused_now_is_read_without_its_loss(tmp_path, monkeypatch):
+    model = build(head=HEADS["dense"]())
+    with monkeypatch.context() as patch:
+        patch.setattr(margin_model, "_check_cosines", lambda *_: None)
+        model.compile("sgd", losses.ArcFace())
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match="'tiny' is without its loss. ArcFace takes cosines"):
+        again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.loss is None and again.optimizer.name == model.optimizer.name
+    expected = model.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(again.predict(IMAGES, verbose=0), expected, atol=1e-6)
 
 
 def test_a_nested_model_may_hold_the_classifier():

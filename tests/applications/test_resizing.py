@@ -117,6 +117,53 @@ def test_what_belongs_to_another_architecture_is_named():
         kh.transfer_weights(small_model("cvt_*"), small_model("vit_lite_*", classes=5))
 
 
+def cct(size: int, **arguments) -> keras.Model:
+    return small_model("cct_*", input_shape=(size, size, 3), num_convolutions=2, **arguments)
+
+
+def test_another_normalisation_is_refused_and_the_source_s_can_be_built():
+    """CCT's own is CIFAR-10's up to 64 pixels, ImageNet's above."""
+    source, target = randomized(cct(48)), cct(96)
+    before = target.get_weights()
+    message = (
+        r"'preprocessing' of model 'cct_.*' normalises images by pixel_mean=\[123.675, .*\] and "
+        r"pixel_std=\[58.395, .*source 'cct_.*' are for pixel_mean=\[125.307, .*\] and "
+        r"pixel_std=\[62.985, "
+    )
+    with pytest.raises(ValueError, match=f"{message}.*skip_mismatch=True"):
+        kh.transfer_weights(source, target)
+    for ours, theirs in zip(target.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.warns(UserWarning, match=message):
+        assert kh.transfer_weights(source, target, skip_mismatch=True) == []
+    remedy = cct(96, pixel_mean=(125.307, 122.961, 113.8575), pixel_std=(62.985, 62.0925, 66.708))
+    kh.transfer_weights(source, remedy)
+    np.testing.assert_array_equal(remedy.get_weights()[0], source.get_weights()[0])
+
+
+@pytest.mark.parametrize("family", ["*resnet50*", "mobilenet_v2*"])
+def test_the_normalisation_of_keras_s_trunks_is_another(family):
+    source, target = small_model(family, keras_trunk=True), small_model(family)
+    with pytest.raises(ValueError, match=r"'preprocessing'.*keras_trunk"):
+        kh.transfer_weights(source, target)
+    kh.transfer_weights(source, small_model(family, keras_trunk=True))
+    kh.transfer_weights(source, small_model(family, include_preprocessing=False))
+
+
+def test_one_number_for_all_channels_is_the_same_normalisation():
+    source, target = (
+        small_model("efficientnet_*", pixel_mean=mean, pixel_std=std)
+        for mean, std in ((127.5, 128.0), ((127.5,) * 3, (128.0,) * 3))
+    )
+    kh.transfer_weights(source, target)
+
+
+@pytest.mark.parametrize("given", [{"pixel_mean": 127.5}, {"pixel_std": 127.5}], ids=str)
+def test_half_a_normalisation_is_refused(given):
+    with pytest.raises(ValueError, match=r"pixel_mean and pixel_std must be given together"):
+        cct(16, **given)
+
+
 def test_positions_on_a_grid_that_nothing_tells_are_copied_or_named():
     def model(tokens):
         inputs = keras.Input((tokens, 4))

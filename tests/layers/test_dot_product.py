@@ -138,6 +138,28 @@ def test_on_a_cpu_pytorch_s_kernel_is_taken_in_float32_without_trained_logits(ca
     assert len(calls) == 2
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="the choice by the kind of accelerator is JAX's alone")
+@pytest.mark.parametrize(
+    ("devices", "fused"),
+    [
+        (["gpu:0", "gpu:1"], True),
+        (["cuda:0"], True),
+        (["tpu:0"], False),
+        (["gpu:0", "tpu:0"], False),
+        (["cpu:0"], False),
+    ],
+    ids=str,
+)
+def test_on_jax_keras_s_function_is_taken_on_gpus_alone(devices, fused, monkeypatch):
+    """Its kernel for a TPU is another function."""
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: devices)
+    found = []
+    monkeypatch.setattr(ops, "dot_product_attention", lambda *_, **__: found.append(1))
+    query = ops.convert_to_tensor(heads())
+    dot_product.attend(query, query, query, 0.7, np.ones((TOKENS, TOKENS), "float32"))
+    assert bool(found) == fused
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="PyTorch has a kernel for CPUs")
 def test_on_a_cpu_the_others_have_no_kernel(calls):
     query, key, value = heads(), heads(), heads()
