@@ -175,7 +175,7 @@ def begin_with_trained(recipe: Recipe, model, train) -> None:
     head = model.layers[-1]
     first = head.get_weights()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of the layers that are named below
+        warnings.filterwarnings("ignore", "These layers")  # they are named below
         left = kh.transfer_weights(source, model, skip_mismatch=True)
     layers = [layer.name for layer in model.layers if layer.weights]
     if len(left) == len(layers):
