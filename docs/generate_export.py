@@ -8,7 +8,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import keras_hybrid as kh
-from benchmarks.export_matrix import COSINE, DIFFERENCE, FORMATS
+from benchmarks.export_matrix import COSINE, DIFFERENCE, FORMATS, UNTRAINED
 
 PAGE = pathlib.Path(__file__).parent / "export.md"
 # In the rows of these commits the Keras model was measured in the precision of its training.
@@ -69,7 +69,8 @@ Each file is run, one photograph at a time, by a process that does not import th
 compared with the Keras model: float32 files by the largest difference as a fraction of the largest
 output (at most {difference:g}), quantized ones by the smallest cosine between embeddings
 ({cosines} at least). Then come the size and the
-processor time of a call at one thread of a CPU, where a small file is not always a fast one.
+processor time of a call at one thread of a CPU, beside other work: a small file is not always a
+fast one.
 ✗ marks what is beyond its bound, or failed; the reasons are below. What is empty has not been run.
 
 What is *untrained* has random weights, with noise on those that begin as constants and the batch
@@ -139,6 +140,7 @@ def matrix(rows: list[dict[str, str]]) -> list[str]:
     text += f"Measured so far: {len(measured)} of {len(kh.list_models())} models.\n"
     lines = [text]
     if rows:
+        lines += passed(rows)
         head = ["model", "weights", "between", *FORMATS]
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     identity = ("model", "weights", "threads")
@@ -153,6 +155,22 @@ def matrix(rows: list[dict[str, str]]) -> list[str]:
     if failed:
         lines += ["", "Not passed:", ""]
         lines += [f"- `{r['model']}` ({r['weights']}) {r['format']}: {r['reason']}" for r in failed]
+    return [*lines, ""]
+
+
+def passed(rows: list[dict[str, str]]) -> list[str]:
+    """Return how many files of each format have passed, of trained and of untrained networks."""
+    lines = [f"| passed | {' | '.join(FORMATS)} |", "|---" * (1 + len(FORMATS)) + "|"]
+    for name in ("trained", "untrained"):
+        cells = [name]
+        for format in FORMATS:
+            reasons = [
+                row["reason"]
+                for row in rows
+                if row["format"] == format and (row["weights"] == UNTRAINED) == (name == UNTRAINED)
+            ]
+            cells.append(f"{reasons.count('')} of {len(reasons)}")
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
