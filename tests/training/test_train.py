@@ -766,7 +766,7 @@ def test_verification_sets_are_judged_by_name_at_the_end(tiny_sets, tmp_path, mo
             assert written["pairs"] == 8 and written["accuracy"] == expected["accuracy"]
             assert written["auc"] == pytest.approx(expected["auc"])
     assert "Verification sets" in (tmp_path / "run" / "report.html").read_text()
-    # The columns of a table: LFW's from the set, and from the pairs where there is none.
+    # The columns of a table: LFW's from the set, and from LFW's pairs where there is none.
     columns = run_table.verified(results)
     lfw = found["LFW"]
     assert columns["lfw"] == lfw["single crop"]["accuracy"]
@@ -777,6 +777,7 @@ def test_verification_sets_are_judged_by_name_at_the_end(tiny_sets, tmp_path, mo
     assert columns["cfp_fp"] == found["CFP-FP"]["single crop"]["accuracy"]
     assert set(columns) <= set(run_table.COLUMNS)
     pairs = {"accuracy": 0.9, "accuracy_std": 0.1, "auc": 0.95, "xnorm": 20.0}
+    pairs |= {"same_pairs": 3000, "different_pairs": 3000, "fold_accuracies": [0.9] * 10}
     given = {"verification": pairs, "verification_flip": {"accuracy": 0.91}}
     assert run_table.verified(given)["lfw_flip"] == 0.91
     assert run_table.verified({**results, **given}) == columns
