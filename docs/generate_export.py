@@ -114,8 +114,8 @@ own. Models are untrained, which makes no difference to the time.
 
 The figure has LFW View 2 after 16 epochs on 988 identities by one recipe (`lfw_from_scratch.csv`,
 one seed; a standard deviation over the folds is about a point). MobileFaceNet at 64 × 64 in
-int8_cpu is the fastest of its accuracy: 0.67 ms and 91.7 %. FaceRec-small in as much time, 0.65 ms at
-48 × 48, has 90.8 %. At 64 × 64 it is half a point more accurate, 92.2 %, in 1.07 ms: its dynamic
+int8_cpu is the fastest of its accuracy: 0.67 ms and 91.7 %. FaceRec-small in as much time, 0.65 ms
+at 48 × 48, has 90.8 %. At 64 × 64 it is half a point more accurate, 92.2 %, in 1.07 ms: its dynamic
 file, which no image was needed to make. Of the files that need none, MobileFaceNet's fastest is
 float32's, 1.16 ms.
 

@@ -34,12 +34,12 @@ def run_explain(given: argparse.Namespace) -> None:
     from keras_hybrid.explain import explain_image
 
     low, high = given.input_range or (0, 255)
-    resized = resize_image(photograph, size)
+    image = resize_image(photograph, size)
+    if (low, high) != (0, 255):
+        image = low + image.astype("float32") / 255 * (high - low)
     result = explain_image(
         model,
-        resized
-        if (low, high) == (0, 255)
-        else low + resized.astype("float32") / 255 * (high - low),
+        image,
         given.out,
         method=given.method,
         layer=given.layer,
