@@ -61,27 +61,24 @@ def open_data(recipe: Recipe):
         ValueError: If they do not fit the recipe.
     """
     from keras_hybrid import data
+    from keras_hybrid.cli.reading import open_source
     from keras_hybrid.data.loading import needed_landmarks
 
-    options = dict(recipe.data_options)
+    size, options = (recipe.image_size, recipe.image_size), dict(recipe.data_options)
     if "landmarks" in options and not recipe.takes_landmarks:
         LOG.warning("%s takes no landmarks: those of the data are not used.", recipe.model)
-    if recipe.data.startswith("synthetic:"):
-        options["image_size"] = recipe.image_size
-    if options.get("align"):
-        options.setdefault("image_size", max(112, recipe.image_size))  # crops lose no pixel
     if recipe.images is not None:
         options["images"] = recipe.images
     if recipe.train_split is not None:
-        train = data.open_source(recipe.data, split=recipe.train_split, **options)
-        test = data.open_source(recipe.data, split=recipe.test_split, **options)
+        train = open_source(recipe.data, size, split=recipe.train_split, **options)
+        test = open_source(recipe.data, size, split=recipe.test_split, **options)
         if list(train.class_names) != list(test.class_names):
             raise ValueError(
                 f"train_split={recipe.train_split!r} and test_split={recipe.test_split!r} of "
                 f"{recipe.data} do not have the same classes."
             )
     else:
-        source = data.open_source(recipe.data, **options)
+        source = open_source(recipe.data, size, **options)
         train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
         untested = len(source.class_names) - len(set(test.labels.tolist()))
         if not len(test):
