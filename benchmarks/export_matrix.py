@@ -83,7 +83,8 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", required=True, help="photographs: a folder or .zip")
+    parser.add_argument("--images", required=True, help="photographs: a folder, .zip or .npz")
+    parser.add_argument("--split", help="of the photographs: a sub-folder or an array's suffix")
     parser.add_argument("--models", nargs="+", default=["*"], help="names or patterns")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--threads", type=int, default=1)
@@ -147,7 +148,7 @@ def measure(given: argparse.Namespace, name: str) -> None:
 
     keras.utils.set_random_seed(0)
     model = load(given.weights.get(name), name)
-    source = kh.data.open_source(given.images)
+    source = kh.data.open_source(given.images, split=given.split)
     rows = np.random.default_rng(0).permutation(len(source))[: given.count + given.calibration]
     photographs = np.stack(
         [kh.data.files.resize_image(source.read(int(row)), model.input_shape[1:3]) for row in rows]
