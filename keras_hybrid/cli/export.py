@@ -14,6 +14,7 @@ from keras_hybrid.cli.reading import (
 )
 
 CALIBRATION_IMAGES = 200
+LOW_COSINE = 0.98
 
 
 def run_export(given: argparse.Namespace) -> None:
@@ -58,6 +59,13 @@ def run_export(given: argparse.Namespace) -> None:
             **(left_out if report.left_out else {}),
         }
     )
+    if report.quantization in ("int8", "int8_cpu") and report.cosine < LOW_COSINE:
+        print(
+            f"note: in {report.quantization} the model answers otherwise (smallest cosine "
+            f"{report.cosine:.3f}): its activations do not fit into eight bits. --quantize dynamic "
+            "leaves them in float32, in a file of the same size.",
+            file=sys.stderr,
+        )
 
 
 def _model_to_export(given: argparse.Namespace):

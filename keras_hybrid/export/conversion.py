@@ -11,6 +11,7 @@ backend of one of them only.
 import contextlib
 import importlib
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -29,7 +30,8 @@ from keras_hybrid.export.preparation import IMAGE, SIGNATURE
 from keras_hybrid.export.process import ExportError
 
 _STRUCTURAL = {"Const", "Identity", "NoOp", "Placeholder"}
-_BUFFER_ALIGNMENT = 16
+_CALIBRATED = ("int8", "int8_cpu")
+_OBSERVED = 32  # representative images that ranges are chosen by
 # What "int8_cpu" leaves in float32: LiteRT computes these in int8 by its reference kernels, the
 # products of attention and PReLU above all, and the statistics of layer normalisation lose most.
 _FLOAT_ON_CPU = ("BATCH_MATMUL", "SOFTMAX", "MEAN", "SQUARED_DIFFERENCE", "RSQRT", "PRELU")
@@ -104,8 +106,10 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
     import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
+    from keras_hybrid.export import litert_file
+
     left_out: list[int] = []
-    if job["quantization"] in ("int8", "int8_cpu"):
+    if job["quantization"] in _CALIBRATED:
         left_out = images_left_out(model, np.load(job["representative_data"], mmap_mode="r"))
     fold_batch_normalization(model)
     folder = str(Path(job["folder"], "saved_model"))
@@ -116,12 +120,9 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if job["quantization"] == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if job["quantization"] in ("int8", "int8_cpu"):
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = lambda: _representative_batches(job, left_out)
     try:
-        if job["quantization"] == "int8_cpu":
-            content = _quantize_for_cpu(converter)
+        if job["quantization"] in _CALIBRATED:
+            content = _quantize_activations(job, converter, left_out)
         else:
             content = converter.convert()
     except ExportError:
@@ -148,7 +149,7 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
 
     return {
         "left_out": left_out,
-        "operators": _litert_operators(content),
+        "operators": litert_file.count_operators(litert_file.unpack(content)),
         "inputs": describe(runner.get_input_details()),
         "outputs": describe(runner.get_output_details()),
     }
@@ -255,25 +256,31 @@ def _fixed_batches(size: int) -> Callable[[np.ndarray], Iterator[tuple[np.ndarra
     return split
 
 
-def _representative_batches(
-    job: dict[str, Any], left_out: list[int]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the representative images one batch at a time, as the converter wants them."""
-    images = np.delete(np.load(job["representative_data"], mmap_mode="r"), left_out, axis=0)
-    for batch, _ in _fixed_batches(job["batch_size"] or 1)(images):
-        yield {IMAGE: batch.astype(job["input_dtype"])}
+def _quantize_activations(job: dict[str, Any], converter: Any, left_out: list[int]) -> bytes:
+    """Return the file in int8, with those ranges of activations that bring it nearer to float32.
 
-
-def _quantize_for_cpu(converter: Any) -> bytes:
-    """Return the int8 file with some operators in float32, by TensorFlow's own list of them."""
+    The ranges of least error are those for nearly every network, but a tensor's error is not that
+    of the outputs: the converter's own ranges are tried, too.
+    """
     import tensorflow as tf
 
+    from keras_hybrid.export import ranges
+
+    images = np.delete(np.load(job["representative_data"], mmap_mode="r"), left_out, axis=0)
+
+    def inputs(images: np.ndarray) -> Iterator[np.ndarray]:
+        for batch, _ in _fixed_batches(job["batch_size"] or 1)(images):
+            yield batch.astype(job["input_dtype"])
+
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.representative_dataset = lambda: ({IMAGE: batch} for batch in inputs(images))
     try:
+        # It calibrates once, and quantizes as often as asked with what it is given.
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter,
             debug_dataset=converter.representative_dataset,
             debug_options=tf.lite.experimental.QuantizationDebugOptions(
-                denylisted_ops=list(_FLOAT_ON_CPU)
+                denylisted_ops=list(_FLOAT_ON_CPU) if job["quantization"] == "int8_cpu" else None
             ),
         )
     except ValueError as error:
@@ -281,29 +288,26 @@ def _quantize_for_cpu(converter: Any) -> bytes:
             raise
         # What TensorFlow says of a file without a single quantized operator.
         raise ExportError(
-            "quantization='int8_cpu' found nothing to quantize: the model has no operator that it "
-            "computes in int8. Export it with quantization=None or 'float16'."
+            f"quantization={job['quantization']!r} found nothing to quantize: the model has no "
+            "operator that it computes in int8. Export it with quantization=None or 'float16'."
         ) from error
-    return debugger.get_nondebug_quantized_model()
+    observed = list(inputs(images[:: math.ceil(len(images) / _OBSERVED)]))
+    observation = ranges.observe(debugger.calibrated_model, observed)
+    files = [debugger.get_nondebug_quantized_model()]
+    debugger.calibrated_model = ranges.with_least_error_ranges(
+        debugger.calibrated_model, observation
+    )
+    files.append(debugger.get_nondebug_quantized_model())
+    return min(files, key=lambda file: ranges.output_error(file, observed, observation.outputs))
 
 
 def _with_metadata(content: bytes, metadata: str) -> bytes:
     """Return a LiteRT file with a metadata buffer added."""
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    class Builder(flatbuffers.Builder):
-        """Aligns what it copies from NumPy, weights above all, as LiteRT expects of a file."""
+    from keras_hybrid.export import litert_file
 
-        def CreateNumpyVector(self, x):
-            self.StartVector(x.itemsize, x.size, max(_BUFFER_ALIGNMENT, x.dtype.alignment))
-            data = x if x.dtype.str[0] == "<" else x.byteswap(inplace=False)
-            self.head -= x.itemsize * x.size
-            self.Bytes[self.head : self.head + x.itemsize * x.size] = data.tobytes(order="C")
-            self.vectorNumElems = x.size
-            return self.EndVector()
-
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = litert_file.unpack(content)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(metadata.encode("utf-8"), np.uint8)
     model.buffers.append(buffer)
@@ -311,34 +315,7 @@ def _with_metadata(content: bytes, metadata: str) -> bytes:
     entry.name = METADATA_NAME
     entry.buffer = len(model.buffers) - 1
     model.metadata = [*(model.metadata or ()), entry]
-    builder = Builder(len(content) + 4096)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
-
-
-def _litert_operators(content: bytes) -> dict[str, int]:
-    """Count the operators of a LiteRT file in all its subgraphs."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    names = {
-        value: name
-        for name, value in vars(schema.BuiltinOperator).items()
-        if isinstance(value, int)
-    }
-    model = schema.Model.GetRootAs(content)
-    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
-    kinds = [
-        code.CustomCode().decode()
-        if code.CustomCode()
-        else names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-        for code in codes
-    ]
-    graphs = [model.Subgraphs(index) for index in range(model.SubgraphsLength())]
-    return _count(
-        kinds[graph.Operators(index).OpcodeIndex()]
-        for graph in graphs
-        for index in range(graph.OperatorsLength())
-    )
+    return litert_file.pack(model)
 
 
 def _count(names: Iterator[str]) -> dict[str, int]:
