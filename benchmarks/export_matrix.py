@@ -68,6 +68,10 @@ def main() -> None:
     names = sorted({name for pattern in given.models for name in kh.list_models(pattern)})
     if not names:
         raise SystemExit(f"--models: no model matches {' '.join(given.models)}")
+    if strange := sorted(set(given.weights) - set(names)):
+        raise SystemExit(f"--weights: not among the models: {', '.join(strange)}")
+    # Before any row: what is no model's fault would be in the table as such.
+    kh.data.open_source(given.images, split=given.split)
     # A process for each model: what a model leaves in memory, or takes down with it, ends there.
     context = multiprocessing.get_context("spawn")
     for name in names:
@@ -103,6 +107,10 @@ def arguments() -> argparse.Namespace:
         "--table", type=pathlib.Path, default=ROOT / "benchmarks/results/export.csv"
     )
     given = parser.parse_args()
+    for entry in given.weights:
+        name, _, file = entry.partition("=")
+        if not name or not pathlib.Path(file).is_file():
+            parser.error(f"--weights must be NAME=FILE of a file that exists, received {entry!r}")
     given.weights = dict(entry.split("=", 1) for entry in given.weights)
     return given
 

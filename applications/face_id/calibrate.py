@@ -10,6 +10,7 @@ embedding); all pairs of them are compared. What a threshold costs is written be
 import argparse
 import json
 import sys
+import tempfile
 from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -174,9 +175,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="which of them (default: 0)")
     parser.add_argument("--out", type=Path, help="default: MODEL.calibration.json")
     given = parser.parse_args(arguments)
+    out = given.out or calibration_file(given.model)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()  # what cannot be written is said first
         calibration = _calibrate(given)
-        out = given.out or calibration_file(given.model)
         calibration.write(out)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -278,10 +278,12 @@ class Gallery:
 def _clean(name: str) -> str:
     name = "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in name)
     name = unicodedata.normalize("NFC", " ".join(name.split()))
-    if not 1 <= len(name) <= _LONGEST_NAME:
+    if not 1 <= len(name) <= _LONGEST_NAME or not _key(name):
         raise Refusal(422, "name", f"Give a name of 1 to {_LONGEST_NAME} characters.")
     return name
 
 
 def _key(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()
+    """What two spellings of a name share; some scripts need invisible letters to be written."""
+    visible = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", visible).casefold().split())

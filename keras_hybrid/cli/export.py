@@ -63,7 +63,7 @@ def run_export(given: argparse.Namespace) -> None:
         print(
             f"note: in {report.quantization} the model answers otherwise (smallest cosine "
             f"{report.cosine:.3f}): its activations do not fit into eight bits. --quantize dynamic "
-            "leaves them in float32, in a file of the same size.",
+            "leaves them in float32.",
             file=sys.stderr,
         )
 

@@ -291,7 +291,9 @@ def _quantize_activations(job: dict[str, Any], converter: Any, left_out: list[in
             f"quantization={job['quantization']!r} found nothing to quantize: the model has no "
             "operator that it computes in int8. Export it with quantization=None or 'float16'."
         ) from error
-    observed = list(inputs(images[:: math.ceil(len(images) / _OBSERVED)]))
+    # Each image fills a batch of its own: an image's error is seen for itself, and none is padding.
+    chosen = images[:: math.ceil(len(images) / _OBSERVED)].astype(job["input_dtype"])
+    observed = [np.repeat(image[np.newaxis], job["batch_size"] or 1, axis=0) for image in chosen]
     observation = ranges.observe(debugger.calibrated_model, observed)
     files = [debugger.get_nondebug_quantized_model()]
     debugger.calibrated_model = ranges.with_least_error_ranges(

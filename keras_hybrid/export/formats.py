@@ -38,6 +38,9 @@ Output = Literal["predictions", "embedding", "cosines", "probabilities"]
 _QUANTIZATIONS = (None, "float16", "dynamic", "int8", "int8_cpu")
 _CALIBRATED = ("int8", "int8_cpu")
 _FLOAT32_TOLERANCE = 1e-2
+_OF_A_SAVED_MODEL = frozenset(
+    ("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra")
+)
 # Of input_range: what resizing with cubic interpolation may add, and what photographs exceed.
 _OVERSHOOT = 0.1
 _LEAST_VARIATION = 0.02
@@ -90,10 +93,14 @@ def to_saved_model(
     target = Path(path)
     if target.suffix in {".keras", ".h5", ".tflite", ".onnx", ".pb"}:
         raise ValueError(f"A SavedModel is a folder; path ends in {target.suffix!r}: {target}")
-    if target.is_file() or (
-        target.is_dir() and any(target.iterdir()) and not (target / "saved_model.pb").is_file()
-    ):
+    there = {file.name for file in target.iterdir()} if target.is_dir() else set()
+    if target.is_file() or (there and not (target / "saved_model.pb").is_file()):
         raise ValueError(f"{target} exists and is not a SavedModel; it is left as it is.")
+    if others := sorted(there - _OF_A_SAVED_MODEL):
+        raise ValueError(
+            f"{target} would be replaced, and holds what is not of a SavedModel: "
+            f"{', '.join(others[:5])}. Move that, or give another path."
+        )
     return _export(
         model,
         target,
@@ -511,7 +518,7 @@ def _put_in_place(made: Path, target: Path, folder: Path) -> None:
         target.rename(former)
         try:
             made.rename(target)
-        except OSError:
+        except BaseException:  # Ctrl+C, too: what was there is not lost
             former.rename(target)
             raise
         shutil.rmtree(former, ignore_errors=True)

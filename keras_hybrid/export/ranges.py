@@ -46,7 +46,7 @@ def observe(calibrated: bytes, inputs: Sequence[np.ndarray]) -> Observation:
     Args:
         calibrated: A LiteRT file in float32 with the smallest and largest value of each tensor, as
             TensorFlow's converter calibrates it.
-        inputs: What it takes at each call.
+        inputs: What it takes at each call, of one image.
 
     Returns:
         What it computed.

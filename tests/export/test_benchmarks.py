@@ -61,6 +61,28 @@ def test_rows_that_are_there_are_left_out_and_a_failure_is_a_row(tmp_path):
         assert export_matrix.missing(other, "vit_b16") == ["float32", "onnx"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--images", "no.zip"], "no.zip"),
+        (["--weights", "vit_b61=FILE"], "not among the models: vit_b61"),
+        (["--weights", "vit_b16=none.keras"], "a file that exists, received 'vit_b16=none.keras'"),
+        (["--weights", "vit_b16"], "NAME=FILE of a file that exists, received 'vit_b16'"),
+    ],
+)
+def test_a_wrong_argument_is_no_row_of_the_matrix(arguments, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "faces").mkdir()
+    table, weights = tmp_path / "export.csv", tmp_path / "trained.keras"
+    weights.touch()
+    given = ["--images", str(tmp_path / "faces"), "--models", "vit_b16", "--table", str(table)]
+    given += [argument.replace("FILE", str(weights)) for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["export_matrix.py", *given])
+    with pytest.raises((SystemExit, ValueError, OSError)) as caught:
+        export_matrix.main()
+    assert said in f"{caught.value} {capsys.readouterr().err}"
+    assert not table.exists()
+
+
 def load_for_accuracy(file):
     return quantized_lfw.load(argparse.Namespace(model=str(file), checkpoint=None))
 

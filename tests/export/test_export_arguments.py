@@ -198,6 +198,33 @@ def test_a_folder_that_is_no_saved_model_is_left_alone(model, tmp_path):
     assert (tmp_path / "thesis.txt").is_file()
 
 
+def test_a_saved_model_with_other_files_in_its_folder_is_left_alone(model, tmp_path):
+    (tmp_path / "saved_model.pb").touch()
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "face.tflite").write_text("irreplaceable")
+    with pytest.raises(ValueError, match=r"holds what is not of a SavedModel: face\.tflite"):
+        export.to_saved_model(model, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_was_there_comes_back_when_the_exchange_is_interrupted(tmp_path, monkeypatch):
+    made, target = tmp_path / "made", tmp_path / "target"
+    for folder, text in ((made, "new"), (target, "former")):
+        folder.mkdir()
+        (folder / "saved_model.pb").write_text(text)
+    rename = type(made).rename
+
+    def interrupted(self, other):
+        if self == made:
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    monkeypatch.setattr(type(made), "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export.formats._put_in_place(made, target, tmp_path)
+    assert (target / "saved_model.pb").read_text() == "former"
+
+
 def two_inputs():
     first, second = keras.Input(IMAGE_SHAPE), keras.Input(IMAGE_SHAPE)
     return keras.Model([first, second], layers.Add()([first, second]))

@@ -124,6 +124,27 @@ def test_a_file_is_nearer_to_the_model_than_the_converter_alone_makes_it(model, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="converts in this process")
+def test_each_image_is_seen_alone_whatever_the_batch(ranges, model, images, tmp_path, monkeypatch):
+    skip_without(*NEEDS["to_litert"])
+    from keras_hybrid.export import conversion, formats
+
+    seen = []
+    observe = ranges.observe
+    monkeypatch.setattr(ranges, "observe", lambda file, x: seen.extend(x) or observe(file, x))
+    monkeypatch.setattr(
+        formats,
+        "run_conversion",
+        lambda job, folder, backend: conversion.to_litert(job, conversion.load(job)),
+    )
+    export.to_litert(
+        model, tmp_path / "model.tflite", "int8", representative_data=images[:5], batch_size=3
+    )
+    for batch, image in zip(seen, images[:5], strict=True):
+        np.testing.assert_array_equal(batch, np.stack([image] * 3))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="converts in this process")
 @pytest.mark.parametrize("quantization", ["int8", "int8_cpu"])
 def test_ranges_that_lead_further_away_are_not_taken(
     ranges, model, images, quantization, tmp_path, monkeypatch

@@ -1,4 +1,5 @@
-// Aligned face crops from five landmarks, pixel for pixel as keras_hybrid.data.align_face makes them.
+// Aligned face crops from five landmarks, pixel for pixel as keras_hybrid.data.align_face makes them
+// with antialias=True, which is what `keras-hybrid align` does.
 //
 // Landmarks are [x, y] in pixels, in the order image-left eye, image-right eye, nose, image-left and
 // image-right mouth corner. Whole numbers are the centres of pixels.
@@ -41,8 +42,34 @@ export function similarityTransform(points, target) {
   return { a, b, x: qx - a * px + b * py, y: qy - b * px - a * py };
 }
 
+/** Average squares of pixels, as Pillow does: those at the right and lower edge may be cut. */
+function reduced({ data, width, height }, factor) {
+  const [columns, rows] = [Math.ceil(width / factor), Math.ceil(height / factor)];
+  const smaller = new Uint8ClampedArray(columns * rows * 4);
+  for (let row = 0; row < rows; row++) {
+    const bottom = Math.min((row + 1) * factor, height);
+    for (let column = 0; column < columns; column++) {
+      const right = Math.min((column + 1) * factor, width);
+      const sums = [0, 0, 0];
+      for (let y = row * factor; y < bottom; y++) {
+        for (let place = (y * width + column * factor) * 4; place < (y * width + right) * 4; place += 4) {
+          sums[0] += data[place];
+          sums[1] += data[place + 1];
+          sums[2] += data[place + 2];
+        }
+      }
+      const count = (bottom - row * factor) * (right - column * factor);
+      const pixel = (row * columns + column) * 4;
+      sums.forEach((sum, channel) => (smaller[pixel + channel] = Math.floor(sum / count + 0.5)));
+    }
+  }
+  return { data: smaller, width: columns, height: rows };
+}
+
 /**
  * Cut a face out of a photograph so that its landmarks lie where ArcFace's crops have them.
+ *
+ * Where the face is more than twice as large as the crop, pixels are averaged first.
  *
  * @param {ImageData} image RGBA pixels with width and height.
  * @param {number[][]} landmarks Five [x, y].
@@ -50,7 +77,15 @@ export function similarityTransform(points, target) {
  * @returns {Uint8Array} RGB (size × size × 3), black where the photograph ends.
  */
 export function alignFace(image, landmarks, size) {
-  const { a, b, x, y } = similarityTransform(landmarks, faceTemplate(size));
+  let { a, b, x, y } = similarityTransform(landmarks, faceTemplate(size));
+  const factor = Math.floor(1 / Math.hypot(a, b));
+  if (factor >= 2) {
+    image = reduced(image, factor);
+    // Whole numbers are the centres of pixels: x = factor · (x' + 1/2) − 1/2.
+    const centre = factor / 2 - 0.5;
+    [x, y] = [x + (a - b) * centre, y + (b + a) * centre];
+    [a, b] = [factor * a, factor * b];
+  }
   const { data, width, height } = image;
   const norm = a * a + b * b;
   const crop = new Uint8ClampedArray(size * size * 3); // rounds halves to even numbers, as NumPy does

@@ -105,6 +105,7 @@ def test_crops_equal_those_of_the_package():
             (112, 112, 112, 1.0, 0.0, None),  # an aligned crop comes out as it went in
             (90, 140, 112, 0.7, 0.3, (70, 40)),
             (300, 200, 64, 3.0, -0.8, (20, 60)),  # reaches over the edge
+            (301, 250, 64, 5.3, 0.4, (120, 150)),  # the face is several times the crop
             (60, 60, 160, 0.1, 2.5, (30, 30)),
             (50, 70, 112, 2.0, 0.0, (35.25, 24.5)),
         ]
@@ -137,7 +138,7 @@ def test_crops_equal_those_of_the_package():
     )
     np.testing.assert_array_equal(np.array(crops[0]).reshape(112, 112, 3), cases[0][0])
     for crop, (image, landmarks, size) in zip(crops, cases, strict=True):
-        expected = kh.data.align_face(image, landmarks, size).astype(int)
+        expected = kh.data.align_face(image, landmarks, size, antialias=True).astype(int)
         difference = np.abs(np.array(crop).reshape(expected.shape) - expected)
         assert difference.max() <= 1  # the last digit of a matrix decides a rounding
         assert (difference > 0).mean() < 1e-3

@@ -88,6 +88,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 // Camera
 
 $("camera-open").addEventListener("click", async () => {
+  $("camera-open").disabled = true; // a second click would open a camera that nothing closes
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user" } });
   } catch (error) {
@@ -97,12 +98,12 @@ $("camera-open").addEventListener("click", async () => {
       NotReadableError: "The camera is used by another program.",
     };
     show(problem(reasons[error.name] ?? "The browser does not give the camera to this page."));
+    $("camera-open").disabled = false;
     return;
   }
-  $("video").srcObject = stream;
-  await $("video").play();
   $("camera").hidden = false;
-  $("camera-open").disabled = true;
+  $("video").srcObject = stream;
+  await $("video").play().catch(() => {}); // closed before it began
   $("still").focus();
 });
 

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from applications.face_id import calibrate
 from applications.face_id.calibrate import Calibration, Point, measure
 from applications.face_id.tests.conftest import CALIBRATION, MODEL
 
@@ -84,3 +85,16 @@ def test_other_files_are_not_calibrations(tmp_path, text):
     file.write_text(json.dumps(content | {"points": [[0.0, float("inf"), 0.0]]}))
     with pytest.raises(ValueError, match="not finite"):
         Calibration.read(file, MODEL)
+
+
+def test_where_the_file_goes_is_known_before_the_work(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(calibrate, "_calibrate", lambda given: asked.append(1) or CALIBRATION)
+    paths = ["--model", "face.tflite", "--detector", "yunet.onnx", "--data", "people/"]
+    (tmp_path / "file").touch()
+    assert calibrate.main([*paths, "--out", str(tmp_path / "file/cal.json")]) == 1
+    assert "file" in capsys.readouterr().err and not asked
+    out = tmp_path / "new" / "folder" / "cal.json"
+    assert calibrate.main([*paths, "--out", str(out)]) == 0
+    assert Calibration.read(out, MODEL) == CALIBRATION
+    assert [file.name for file in out.parent.iterdir()] == ["cal.json"]

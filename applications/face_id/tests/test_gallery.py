@@ -167,3 +167,15 @@ def test_other_files_are_not_galleries(tmp_path):
         assert list(tmp_path.glob("foreign*")) == [foreign]  # and no journal beside it
     with pytest.raises(ValueError, match="No such file or directory"):
         Gallery(tmp_path / "missing" / "gallery.db", "model")
+
+
+def test_letters_that_nobody_sees_make_no_other_name(gallery):
+    (vector,) = vectors(1)
+    gallery.add("Ana", vector)
+    for name in ("Ana\u200b", "\u202eAna", "A\u00adna", "\ufeff ana "):
+        gallery.add(name, vector)
+    assert [(person.name, person.photographs) for person in gallery.people()] == [("Ana", 5)]
+    gallery.add("می\u200cخواهم", vector)  # a script that needs one keeps it
+    assert gallery.named("می\u200cخواهم").name == "می\u200cخواهم"
+    with pytest.raises(Refusal, match="1 to 100 characters"):
+        gallery.add("\u200b", vector)
