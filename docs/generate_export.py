@@ -54,8 +54,8 @@ times the others', and the range that calibration takes from it leaves two or th
 all other images. Representative images that drive a layer to more than eight times the median
 image's largest value are left out, at most one in twenty; `ExportReport.left_out` names them.
 For the same reason the range of each activation is not all that was seen, as TensorFlow's converter
-has it, but that of the least squared error, relative to each image's own squares
-(`keras_hybrid/export/ranges.py`). It costs nothing when the file runs.
+has it, but that of the least squared error (`keras_hybrid/export/ranges.py`), unless the worst
+answer to a representative image is worse so. It costs nothing when the file runs.
 
 `kh.export.read_metadata(path)` reads what travels in each file, as JSON: the model's name, the
 signature's, name, shape, type, layout, colour order and value range of the input, the normalisation

@@ -31,7 +31,7 @@ from keras_hybrid.export.process import ExportError
 
 _STRUCTURAL = {"Const", "Identity", "NoOp", "Placeholder"}
 _CALIBRATED = ("int8", "int8_cpu")
-_OBSERVED = 32  # representative images that ranges are chosen by
+_OBSERVED = 100  # representative images that ranges are chosen by
 # What "int8_cpu" leaves in float32: LiteRT computes these in int8 by its reference kernels, the
 # products of attention and PReLU above all, and the statistics of layer normalisation lose most.
 _FLOAT_ON_CPU = ("BATCH_MATMUL", "SOFTMAX", "MEAN", "SQUARED_DIFFERENCE", "RSQRT", "PRELU")
@@ -259,8 +259,9 @@ def _fixed_batches(size: int) -> Callable[[np.ndarray], Iterator[tuple[np.ndarra
 def _quantize_activations(job: dict[str, Any], converter: Any, left_out: list[int]) -> bytes:
     """Return the file in int8, with those ranges of activations that bring it nearer to float32.
 
-    The ranges of least error are those for nearly every network, but a tensor's error is not that
-    of the outputs: the converter's own ranges are tried, too.
+    The ranges of least error are those of nearly every network. But a tensor's error is not that of
+    the outputs: where an image is answered worse than any is with the converter's own ranges, those
+    are taken.
     """
     import tensorflow as tf
 

@@ -149,9 +149,9 @@ def to_litert(
       any of them it is ``"int8"``, but for global pooling.
 
     All kinds are made by the TensorFlow converter. Of int8 files the ranges of activations are
-    ours: those that quantize them with the least error relative to each image, instead of all
-    values that were seen (:mod:`keras_hybrid.export.ranges`); the converter's own where these come
-    nearer to the float32 outputs of up to 32 representative images.
+    ours: those that quantize them with the least squared error, instead of all values that were
+    seen (:mod:`keras_hybrid.export.ranges`). Where the worst answer to one of up to 100
+    representative images is nearer to float32 with the converter's own ranges, these are taken.
 
     Args:
         model: A built Functional or Sequential model with one image input of fixed size,

@@ -1,12 +1,10 @@
 """The ranges of an int8 file's activations: those that quantize them with the least error.
 
-The converter takes as a tensor's range all values that it saw. A network without a bound on its
-activations answers some images with values several times the usual, and 256 levels spread over
-those are too coarse for all others. Clipping costs a few values of a few images less than it gains
-for the rest, up to some limit, which is searched for here tensor by tensor: the range of least mean
+The converter takes as a tensor's range all values that it saw. Where a few of them lie far out,
+256 levels spread over all are too coarse for the others. Clipping those few costs less than it
+gains, up to some limit, which is searched for here tensor by tensor: the range of least mean
 squared error (Nagel et al. 2021, "A White Paper on Neural Network Quantization", arXiv:2106.08295,
-section 3.1), with the error of each image as a fraction of the image's own mean square. Without
-that, which the paper does not do, the images with the largest values would decide alone.
+section 3.1).
 """
 
 from collections.abc import Sequence
@@ -31,8 +29,8 @@ class Observation:
     """What a calibrated file computed of some images, in float32.
 
     Attributes:
-        samples: Values of each tensor that has a range, by the tensor's index: an array (images,
-            values), drawn at random from a large tensor.
+        samples: Values of each tensor that has a range, by the tensor's index; drawn at random
+            from a large tensor, as many of each image.
         outputs: Its outputs by name, for each image.
     """
 
@@ -70,7 +68,7 @@ def observe(calibrated: bytes, inputs: Sequence[np.ndarray]) -> Observation:
             if values.size > share:
                 values = values[generator.integers(0, values.size, share)]
             samples[index].append(values)
-    return Observation({index: np.stack(rows) for index, rows in samples.items()}, outputs)
+    return Observation({k: np.concatenate(v) for k, v in samples.items()}, outputs)
 
 
 def with_least_error_ranges(calibrated: bytes, observation: Observation) -> bytes:
@@ -84,10 +82,10 @@ def with_least_error_ranges(calibrated: bytes, observation: Observation) -> byte
 
 
 def least_error_range(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Return the range within another one that quantizes values with the least error.
+    """Return the range within another one that quantizes values with the least squared error.
 
     Args:
-        values: Values of a tensor, a float32 array (images, values).
+        values: Values of a tensor, a float32 array (values,).
         low: Smallest value of the range that is narrowed.
         high: Its largest value.
 
@@ -100,36 +98,30 @@ def least_error_range(values: np.ndarray, low: float, high: float) -> tuple[floa
     ranges = [(low * f, high * f) for f in _FRACTIONS]
     for _ in range(3):
         # Of ranges that are equally good the first, the widest of them.
-        lower, upper = found = min(ranges, key=lambda ends: quantization_error(values, *ends))
+        lower, upper = found = min(ranges, key=lambda ends: squared_error(values, *ends))
         ranges = [found]
         ranges += [(low * f, upper) for f in _FRACTIONS] + [(lower, high * f) for f in _FRACTIONS]
     return found
 
 
-def quantization_error(values: np.ndarray, low: float, high: float) -> float:
-    """Return the mean over images of the squared error in int8 relative to the image's squares.
+def squared_error(values: np.ndarray, low: float, high: float) -> float:
+    """Return the mean squared error of values in int8.
 
     Args:
-        values: An array (images, values).
+        values: A float32 array (values,).
         low: Lower end of the range that 256 levels are spread over, at most 0.
         high: Its upper end, at least 0 and above ``low``.
-
-    Returns:
-        The error; images without a value other than zero have none.
     """
     scale = np.float32((high - low) / _STEPS)
     zero = np.round(-low / scale)
     levels = np.clip(np.round(values / scale) + zero, 0, _STEPS)
-    errors = np.square((levels - zero) * scale - values).mean(axis=1)
-    squares = np.square(values).mean(axis=1)
-    counted = squares > 0
-    return float(np.mean(errors[counted] / squares[counted])) if counted.any() else 0.0
+    return float(np.mean(np.square((levels - zero) * scale - values)))
 
 
 def output_error(
     content: bytes, inputs: Sequence[np.ndarray], expected: Sequence[dict[str, np.ndarray]]
 ) -> float:
-    """Return how far a file's outputs are from others.
+    """Return how far a file's outputs are from others where they are furthest.
 
     Args:
         content: A LiteRT file.
@@ -138,7 +130,8 @@ def output_error(
 
     Returns:
         The sum of squared differences as a fraction of the sum of squares of what is asked for,
-        the mean over calls and outputs; infinite where the file answers with what is no number.
+        the largest of all calls and outputs; infinite where the file answers with what is no
+        number.
     """
     interpreter = Interpreter(model_content=content)
     tiny = np.finfo("float32").tiny
@@ -148,7 +141,7 @@ def output_error(
         for answer in [_call(interpreter, x)]
         for name, output in outputs.items()
     ]
-    return float(np.nan_to_num(np.mean(errors), nan=np.inf))
+    return float(np.nan_to_num(np.max(errors), nan=np.inf))
 
 
 def _call(interpreter: Interpreter, x: np.ndarray) -> dict[str, np.ndarray]:
