@@ -231,6 +231,9 @@ def measure_peer(
     from benchmarks.peers import build_peer
 
     torch.manual_seed(SEED)
+    if given.device == "cuda" and given.backend != "torch":
+        # TensorFlow and JAX multiply float32 matrices in TF32 where a GPU has it, PyTorch does not.
+        torch.set_float32_matmul_precision("high")
     model = build_peer(name, given.size, CLASSES).to(given.device).train()
     run = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(
@@ -296,6 +299,7 @@ def in_a_process(
         "device": given.device,
         "workers": given.workers,
         "clock": given.clock,
+        "backend": given.backend,
     }
     environment = {**os.environ, "KERAS_BACKEND": given.backend, **thread_variables(given.threads)}
     if given.device == "cpu" or side == "check":

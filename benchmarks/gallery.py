@@ -277,7 +277,7 @@ def main() -> None:
     )
     parser.add_argument("--exact", action="store_true", help="time the exact searches, too")
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=1, help="0: all; set OMP_NUM_THREADS, too")
+    parser.add_argument("--threads", type=int, default=1, help="0: all; OMP_NUM_THREADS, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}")
     table = ROOT / "benchmarks/results/gallery.csv"
@@ -286,6 +286,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.fit:
         return print_fit(np.load(given.fit))
+    if given.threads and os.environ.get("OMP_NUM_THREADS") != str(given.threads):
+        parser.error(f"--threads {given.threads} needs OMP_NUM_THREADS={given.threads}, for NumPy.")
     if given.queries % (2 * BATCH) or given.queries // 2 > min(given.sizes):
         parser.error(f"--queries: a multiple of {2 * BATCH}, at most twice the smallest gallery.")
     for size in given.sizes:

@@ -244,9 +244,9 @@ def main() -> None:
     parser.add_argument("--measure", type=pathlib.Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     os.environ["KERAS_BACKEND"] = given.backends[0]
-    from benchmarks.processes import thread_variables
+    from benchmarks.processes import on_the_cpu
 
-    os.environ |= thread_variables(given.threads)
+    os.environ |= on_the_cpu(given.threads)
     if given.measure:
         print(json.dumps(measure(given.measure, given.runtimes[0], given)))
         return

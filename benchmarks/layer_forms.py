@@ -510,9 +510,9 @@ def main() -> None:
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     os.environ["KERAS_BACKEND"] = given.backend
-    from benchmarks.processes import thread_variables
+    from benchmarks.processes import on_the_cpu
 
-    os.environ |= thread_variables(given.threads)
+    os.environ |= on_the_cpu(given.threads)
     if given.measure:
         comparison, side, folder = given.measure
         measure(comparison, int(side), pathlib.Path(folder), given.steps)

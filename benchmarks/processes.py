@@ -11,6 +11,11 @@ def thread_variables(threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(threads))
 
 
+def on_the_cpu(threads: int) -> dict[str, str]:
+    """Return :func:`thread_variables`, and what hides GPUs from the backends."""
+    return {**thread_variables(threads), "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+
+
 def peak_megabytes() -> float:
     """Return the largest resident memory that this process has had."""
     import resource

@@ -307,9 +307,9 @@ def main() -> None:
     )
     given = parser.parse_args()
     os.environ["KERAS_BACKEND"] = given.backend
-    from benchmarks.processes import fresh_processes, thread_variables
+    from benchmarks.processes import fresh_processes, on_the_cpu
 
-    os.environ |= thread_variables(given.threads)
+    os.environ |= on_the_cpu(given.threads)
 
     from benchmarks.table import append_row
     from training.report import command, commit

@@ -232,9 +232,9 @@ def main() -> None:
         print(json.dumps(import_both()))
         return
     os.environ["KERAS_BACKEND"] = given.backend
-    from benchmarks.processes import fresh_processes, thread_variables
+    from benchmarks.processes import fresh_processes, on_the_cpu
 
-    os.environ |= thread_variables(given.threads)
+    os.environ |= on_the_cpu(given.threads)
 
     from benchmarks.table import append_row
     from training.report import command, commit

@@ -333,28 +333,44 @@ class StopAtNaN(keras.callbacks.Callback):
 
 
 class Throughput(keras.callbacks.Callback):
-    """Adds ``images_per_second`` of training, without validation, to each epoch's logs."""
+    """Adds ``images_per_second`` of training, without validation, to each epoch's logs.
+
+    The first execution of a run, in which a backend compiles, is left out where its epoch has
+    others.
+    """
 
     def __init__(self, batches):
         super().__init__()
         self.batches = batches
 
+    def on_train_begin(self, logs=None):
+        """Expect a compilation."""
+        self._compiled = False
+
     def on_epoch_begin(self, epoch, logs=None):
         """Start counting."""
         self._begin = self._last = time.monotonic()
         self._steps, self._left = 0, len(self.batches)
+        self._begin_after_first, self._first = None, 0
 
     def on_train_batch_end(self, batch, logs=None):
         """Count a step."""
         # The last execution of an epoch may have fewer steps than Keras counts.
         self._steps = min(batch + 1, self._left)
         self._last = time.monotonic()
+        if not self._compiled:
+            self._compiled = True
+            self._begin_after_first, self._first = self._last, self._steps
 
     def on_epoch_end(self, epoch, logs=None):
         """Put the rate into the logs that later callbacks see."""
-        if logs is not None and self._steps:
-            elapsed = max(self._last - self._begin, 1e-9)
-            logs["images_per_second"] = self._steps * self.batches.batch_size / elapsed
+        if logs is None or not self._steps:
+            return
+        steps, begin = self._steps, self._begin
+        if self._steps > self._first > 0:
+            steps, begin = steps - self._first, self._begin_after_first
+        elapsed = max(self._last - begin, 1e-9)
+        logs["images_per_second"] = steps * self.batches.batch_size / elapsed
 
 
 class VerifyPairs(keras.callbacks.Callback):

@@ -74,6 +74,12 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
         "global_clipnorm": recipe.clip_norm,
     }
     if recipe.gradient_accumulation_steps > 1:
+        batches = recipe.epochs * steps_per_epoch
+        if recipe.gradient_accumulation_steps > batches:
+            raise ValueError(
+                f"gradient_accumulation_steps={recipe.gradient_accumulation_steps} is more than "
+                f"the run's {batches} batches: there would be no update."
+            )
         common["gradient_accumulation_steps"] = recipe.gradient_accumulation_steps
     if recipe.ema_momentum is not None:
         common |= {"use_ema": True, "ema_momentum": recipe.ema_momentum}

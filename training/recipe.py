@@ -118,7 +118,7 @@ class Recipe:
         matrix_weight_decay: Their decoupled weight decay.
         gradient_accumulation_steps: Batches whose gradients are averaged to one update, for batches
             that do not fit into memory. Schedules and averages of the weights go on counting
-            batches, as in Keras.
+            batches, as in Keras, and the run's last batches make no update where they are fewer.
         steps_per_execution: Steps that TensorFlow takes in one call of its graph, and JAX without
             calling the callbacks; a checkpoint within an epoch waits for the last of them. PyTorch
             takes 1.

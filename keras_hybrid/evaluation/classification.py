@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_hybrid.evaluation.inference import predict
+from keras_hybrid.evaluation.inference import predict_batches
 
 if TYPE_CHECKING:
     import keras
@@ -25,7 +25,8 @@ __all__ = [
     "identify",
 ]
 
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 64
+_SCORES_AT_ONCE = 2**26
 _ROUNDING = 1e-12  # equal embeddings may score this far apart, depending on where they stand
 
 
@@ -232,19 +233,31 @@ def classification_report(
     scores = np.asarray(scores)
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"scores must have shape (n, classes), not empty; got {scores.shape}.")
-    if np.isnan(scores.astype("float32", copy=False)).any():
-        raise ValueError("scores has NaN values.")
-    count, classes = scores.shape
-    y_true = _class_ids(y_true, count, classes)
-    names = _class_names(class_names, classes)
+    starts = range(0, len(scores), _ROWS_AT_ONCE)
+    blocks = (scores[start : start + _ROWS_AT_ONCE] for start in starts)
+    return _report(y_true, len(scores), blocks, class_names, top_k)
+
+
+def _report(
+    y_true: ArrayLike,
+    count: int,
+    blocks: Iterable[np.ndarray],
+    class_names: Sequence[str] | None,
+    top_k: Sequence[int],
+) -> ClassificationResult:
+    """Judge a classifier by its scores, of which one block is in memory at a time."""
     if not top_k or min(top_k) < 1:
         raise ValueError(f"top_k must hold integers of at least 1, got {top_k!r}.")
-
-    predicted = scores.argmax(axis=1).astype("int64")
-    own = np.take_along_axis(scores, y_true[:, None], axis=1)
-    tied_before = (scores == own) & (np.arange(classes) < y_true[:, None])
-    places = (scores > own).sum(axis=1) + tied_before.sum(axis=1)
-
+    found, names, start = [], None, 0
+    for scores in blocks:
+        if scores.ndim != 2:
+            raise ValueError(f"scores must have shape (n, classes); got {scores.shape}.")
+        if names is None:
+            classes = scores.shape[1]
+            y_true, names = _class_ids(y_true, count, classes), _class_names(class_names, classes)
+        found.append(_predicted_and_places(scores, y_true[start : start + len(scores)]))
+        start += len(scores)
+    predicted, places = np.concatenate(found, axis=1)
     hits, support, given = (
         np.bincount(ids, minlength=classes)
         for ids in (y_true[y_true == predicted], y_true, predicted)
@@ -317,8 +330,9 @@ def evaluate_classifier(
     Raises:
         ValueError: As :func:`classification_report` and :func:`keras_hybrid.evaluation.predict`.
     """
-    scores = predict(model, images, batch_size=batch_size, flip=flip, landmarks=landmarks)
-    return classification_report(labels, scores, class_names=class_names, top_k=top_k)
+    images = np.asarray(images)
+    blocks = predict_batches(model, images, batch_size, flip, landmarks)
+    return _report(labels, images.shape[0] if images.ndim else 0, blocks, class_names, top_k)
 
 
 def identify(
@@ -370,8 +384,10 @@ def identify(
     gallery = gallery[order]
     probe_person = np.searchsorted(people, probe_labels)
     probe_ranks = np.empty(len(probes), "int64")
-    for start in range(0, len(probes), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+    # So many scores at once: a gallery may hold a million images.
+    step = max(1, _SCORES_AT_ONCE // len(gallery))
+    for start in range(0, len(probes), step):
+        rows = slice(start, start + step)
         # The best of each person's images; images of one person lie side by side.
         scores = np.maximum.reduceat(probes[rows] @ gallery.T, first_of_person, axis=1)
         own = np.take_along_axis(scores, probe_person[rows, None], axis=1)
@@ -381,6 +397,16 @@ def identify(
         rates={int(rank): float(np.mean(probe_ranks <= rank)) for rank in ranks},
         probe_ranks=probe_ranks,
     )
+
+
+def _predicted_and_places(scores: np.ndarray, y_true: np.ndarray) -> np.ndarray:
+    """Return the class with the highest score and the own class's place from 0, int64 (2, n)."""
+    if np.isnan(scores.astype("float32", copy=False)).any():
+        raise ValueError("scores has NaN values.")
+    own = np.take_along_axis(scores, y_true[:, None], axis=1)
+    tied_before = (scores == own) & (np.arange(scores.shape[1]) < y_true[:, None])
+    places = (scores > own).sum(axis=1) + tied_before.sum(axis=1)
+    return np.stack([scores.argmax(axis=1), places]).astype("int64")
 
 
 def _class_ids(y_true: ArrayLike, count: int, classes: int) -> np.ndarray:

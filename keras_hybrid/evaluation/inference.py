@@ -170,12 +170,37 @@ def predict(
     Raises:
         ValueError: As :func:`embed`, of what concerns images, landmarks and the model's inputs.
     """
+    return np.concatenate(list(predict_batches(model, images, batch_size, flip, landmarks)))
+
+
+def predict_batches(
+    model: keras.Model | Callable[[np.ndarray], object],
+    images: ArrayLike,
+    batch_size: int = 64,
+    flip: bool = False,
+    landmarks: ArrayLike | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield what :func:`predict` returns, batch by batch: of many classes all at once is much.
+
+    Args:
+        model: As :func:`predict`.
+        images: As :func:`predict`.
+        batch_size: As :func:`predict`.
+        flip: As :func:`predict`.
+        landmarks: As :func:`predict`.
+
+    Yields:
+        float32 (at most ``batch_size``, …).
+
+    Raises:
+        ValueError: As :func:`predict`.
+    """
     images = _check_images(images)
     _check_batch_size(batch_size)
     batch_size = min(batch_size, len(images))
     batches = _slices(images, landmarks, batch_size)
-    views = _outputs(_forward_function(model), batches, batch_size, flip)
-    return np.concatenate([np.mean(view, axis=0) for view in views])
+    for views in _outputs(_forward_function(model), batches, batch_size, flip):
+        yield np.mean(views, axis=0)
 
 
 def model_image_size(model: object) -> tuple[int, int] | None:

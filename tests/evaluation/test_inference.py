@@ -1,4 +1,5 @@
 import gc
+import tracemalloc
 import weakref
 from dataclasses import dataclass
 
@@ -150,6 +151,26 @@ def test_predict_averages_over_the_mirror():
     mirrored = evaluation.predict(model, x[:, :, ::-1])
     flipped = evaluation.predict(model, x, flip=True)
     np.testing.assert_allclose(flipped, (plain + mirrored) / 2, atol=1e-6)
+
+
+def test_a_classifier_of_very_many_classes_is_judged_in_little_memory():
+    """The scores of all images at once would be 160 MB."""
+    count, classes = 2000, 20_000
+    labels = np.arange(count) % classes
+
+    def model(images):
+        scores = np.zeros((len(images), classes), "float32")
+        scores[np.arange(len(images)), images[:, 0, 0, 0].astype(int)] = 1
+        return scores
+
+    images = np.zeros((count, 1, 1, 3), "float32")
+    images[:, 0, 0, 0] = np.where(np.arange(count) % 4, labels, labels + 1)
+    tracemalloc.start()
+    result = evaluation.evaluate_classifier(model, images, labels, flip=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.top1 == 0.75 and result.top_k[5] == pytest.approx(0.75, abs=0.01)
+    assert peak < 60e6
 
 
 def test_evaluate_classifier_counts_the_models_own_predictions():

@@ -392,6 +392,29 @@ def test_a_batch_is_counted_with_the_images_it_has(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.any_backend
+def test_the_first_execution_of_a_run_is_not_in_the_rate():
+    """The clock is read at an epoch's begin and after each execution; the first took 100 s."""
+    times = iter([0, 100, 101, 102, 200, 201, 202, 203])
+    batches = type("Batches", (), {"batch_size": 10, "__len__": lambda self: 3})()
+    rate, logs = checkpoint.Throughput(batches), [{}, {}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=times.__next__))
+        rate.on_train_begin()
+        for epoch in range(2):
+            rate.on_epoch_begin(epoch)
+            for batch in range(3):
+                rate.on_train_batch_end(batch)
+            rate.on_epoch_end(epoch, logs[epoch])
+    assert [log["images_per_second"] for log in logs] == [10, 10]
+
+
+def test_a_run_without_a_single_update_is_refused(tmp_path):
+    recipe = dataclasses.replace(TINY, epochs=2, batch_size=16, gradient_accumulation_steps=9)
+    with pytest.raises(ValueError, match="is more than the run's 8 batches"):
+        train.run(recipe, tmp_path, verbose=0)
+
+
+@pytest.mark.any_backend
 def test_synthetic_pairs_go_with_photographs():
     recipe = dataclasses.replace(TINY, data="faces/", pairs="synthetic:20x6")
     assert len(train.load_pairs(recipe)) == 600
