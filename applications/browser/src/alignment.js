@@ -59,8 +59,11 @@ function reduced({ data, width, height }, factor) {
         }
       }
       const count = (bottom - row * factor) * (right - column * factor);
+      const inverse = Math.floor(2 ** 24 / count); // Pillow's division, and so its rounding
       const pixel = (row * columns + column) * 4;
-      sums.forEach((sum, channel) => (smaller[pixel + channel] = Math.floor(sum / count + 0.5)));
+      sums.forEach((sum, channel) => {
+        smaller[pixel + channel] = Math.floor(((sum + (count >> 1)) * inverse) / 2 ** 24);
+      });
     }
   }
   return { data: smaller, width: columns, height: rows };
