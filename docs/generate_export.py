@@ -91,8 +91,8 @@ LFW View 2, 6,000 pairs, one crop, in LiteRT's interpreter; ± is the standard d
 folds, and differences of a few tenths are within it. *cosine* is the smallest between a file's
 embeddings and the Keras model's, in float32, on eight photographs. The accuracy of a `keras` row is
 in float32, too, unless it is marked *mixed_bfloat16*: that one was measured in the precision of its
-training. *Widest ranges* are files of before, whose activations had the range of all that calibration
-saw; *no image left out* is calibration with all 300 images. Rows named `…_recipe` and
+training. *Widest ranges* are files of before, whose activations had the range of all that
+calibration saw; *no image left out* is calibration with all 300 images. Rows named `…_recipe` and
 `…_mixed` are made by ai-edge-quantizer (`benchmarks/quantizer_recipes.py`); mixed files keep some
 layers in float32.
 
