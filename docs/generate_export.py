@@ -83,9 +83,9 @@ model's embeddings of different photographs: near 1, a high cosine says little. 
 untrained networks have not been measured since their activations have the ranges of least error.
 
 Every trained network passes in float32, float16 and dynamic. In int8, pairwise and patchwise
-attention (SAN) adds up to 49 products one by one, each rounded to eight bits, and the two ResNet-FCT,
-trained briefly, answer some images with activations a thousand times the usual: export these with
-`--quantize dynamic`.
+attention (SAN) adds up to 49 products one by one, each sum rounded to eight bits, and the two
+ResNet-FCT, trained briefly, answer some images with activations hundreds of times the usual: export
+these with `--quantize dynamic`.
 
 """
 
