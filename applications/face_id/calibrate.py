@@ -177,8 +177,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     out = given.out or calibration_file(given.model)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()  # what cannot be written is said first
+        if given.out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        if out.parent.is_dir():  # without it there is no model either, which is said below
+            tempfile.TemporaryFile(dir=out.parent).close()  # what cannot be written is said first
         calibration = _calibrate(given)
         calibration.write(out)
     except (ValueError, OSError, ImportError) as error:

@@ -20,6 +20,7 @@ LOW_COSINE = 0.98
 def run_export(given: argparse.Namespace) -> None:
     """Export a model."""
     from keras_hybrid import export
+    from keras_hybrid.export.calibration import CALIBRATED
 
     model = _model_to_export(given)
     options: dict[str, Any] = {
@@ -59,7 +60,7 @@ def run_export(given: argparse.Namespace) -> None:
             **(left_out if report.left_out else {}),
         }
     )
-    if report.quantization in ("int8", "int8_cpu") and report.cosine < LOW_COSINE:
+    if report.quantization in CALIBRATED and report.cosine < LOW_COSINE:
         print(
             f"note: in {report.quantization} the model answers otherwise (smallest cosine "
             f"{report.cosine:.3f}): its activations do not fit into eight bits. --quantize dynamic "

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _ROWS_AT_ONCE = 64
-_SCORES_AT_ONCE = 2**26
+_SCORES_AT_ONCE = 2**24
 _ROUNDING = 1e-12  # equal embeddings may score this far apart, depending on where they stand
 
 

@@ -13,6 +13,8 @@ from keras_hybrid.export.folding import functional_graph
 
 __all__: list[str] = []
 
+# The kinds of quantization that are calibrated with representative images.
+CALIBRATED = ("int8", "int8_cpu")
 # Photographs of faces differ by a factor of 5 at most in the networks that were looked at, while
 # those that ran away were beyond 30.
 LARGEST_RATIO = 8.0

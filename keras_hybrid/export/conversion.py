@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_hybrid.export.calibration import images_left_out
+from keras_hybrid.export.calibration import CALIBRATED, images_left_out
 from keras_hybrid.export.folding import fold_batch_normalization
 from keras_hybrid.export.metadata import METADATA_NAME, SAVED_MODEL_METADATA
 from keras_hybrid.export.onnx_graph import make_pooling_spatial
@@ -30,7 +30,6 @@ from keras_hybrid.export.preparation import IMAGE, SIGNATURE
 from keras_hybrid.export.process import ExportError
 
 _STRUCTURAL = {"Const", "Identity", "NoOp", "Placeholder"}
-_CALIBRATED = ("int8", "int8_cpu")
 _OBSERVED = 100  # representative images that ranges are chosen by
 # What "int8_cpu" leaves in float32: LiteRT computes these in int8 by its reference kernels, the
 # products of attention and PReLU above all, and the statistics of layer normalisation lose most.
@@ -109,7 +108,7 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
     from keras_hybrid.export import litert_file
 
     left_out: list[int] = []
-    if job["quantization"] in _CALIBRATED:
+    if job["quantization"] in CALIBRATED:
         left_out = images_left_out(model, np.load(job["representative_data"], mmap_mode="r"))
     fold_batch_normalization(model)
     folder = str(Path(job["folder"], "saved_model"))
@@ -121,7 +120,7 @@ def to_litert(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
     if job["quantization"] == "float16":
         converter.target_spec.supported_types = [tf.float16]
     try:
-        if job["quantization"] in _CALIBRATED:
+        if job["quantization"] in CALIBRATED:
             content = _quantize_activations(job, converter, left_out)
         else:
             content = converter.convert()

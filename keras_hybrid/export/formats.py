@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_hybrid._arguments import positive_integer
 from keras_hybrid._version import __version__
+from keras_hybrid.export.calibration import CALIBRATED
 from keras_hybrid.export.preparation import (
     IMAGE,
     SIGNATURE,
@@ -36,7 +37,6 @@ Quantization = Literal["float16", "dynamic", "int8", "int8_cpu"]
 Output = Literal["predictions", "embedding", "cosines", "probabilities"]
 
 _QUANTIZATIONS = (None, "float16", "dynamic", "int8", "int8_cpu")
-_CALIBRATED = ("int8", "int8_cpu")
 _FLOAT32_TOLERANCE = 1e-2
 _OF_A_SAVED_MODEL = frozenset(
     ("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra")
@@ -208,7 +208,7 @@ def to_litert(
             f"{input_range}."
         )
     batch_size = _check_batch_size(batch_size)
-    if quantization in _CALIBRATED and representative_data is None:
+    if quantization in CALIBRATED and representative_data is None:
         raise ValueError(
             f"quantization={quantization!r} needs representative_data: about a hundred images of "
             "the kind the model will see, an array (n, height, width, channels) with values in "
@@ -331,7 +331,7 @@ def _export(
         )
         expected = prepared.predict(samples)
         np.save(folder / "samples.npy", samples)
-        if quantization in _CALIBRATED:
+        if quantization in CALIBRATED:
             np.save(folder / "representative_data.npy", images)
         made = folder / "made" / target.name  # apart: a target may be named as a file of the job
         made.parent.mkdir()

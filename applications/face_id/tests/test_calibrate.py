@@ -98,3 +98,11 @@ def test_where_the_file_goes_is_known_before_the_work(tmp_path, monkeypatch, cap
     assert calibrate.main([*paths, "--out", str(out)]) == 0
     assert Calibration.read(out, MODEL) == CALIBRATION
     assert [file.name for file in out.parent.iterdir()] == ["cal.json"]
+
+
+def test_a_model_that_is_not_there_leaves_no_folder_behind(tmp_path, capsys):
+    model = str(tmp_path / "nowhere/face.tflite")
+    paths = ["--model", model, "--detector", "yunet.onnx", "--data", "people/"]
+    assert calibrate.main(paths) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not list(tmp_path.iterdir())
