@@ -359,6 +359,14 @@ TABLES = {
         remarks="""390 updates on a tenth of the images, with augmentation that is made for 300
         epochs: a run that works, no yardstick yet.""",
     ),
+    "partial_fc": Table(
+        "Partial FC (An et al. 2022): training against a sample of the identities, and against all",
+        {
+            "full_head": Row("facerec_small", _SPLIT),
+            "sampling_rate_0.3": Row("facerec_small", {**_SPLIT, "sampling_rate": 0.3}),
+        },
+        reduced={**_CPU, "image_size": 48, "epochs": 24},
+    ),
     "modern_faces": Table(
         "The face papers' architectures with recipes of ours",
         {
