@@ -91,8 +91,9 @@ class FaceAugmentation:
             landmarks: (batch, 5, 2) in pixels (:mod:`keras_hybrid.data.landmarks`), or None.
 
         Returns:
-            float32 (batch, height, width, 3) in [0, 255]. With landmarks, which change nothing in
-            the pictures: these and float32 (batch, 5, 2), where the pictures now show them. In a
+            uint8 (batch, height, width, 3), rounded once, at the end: a quarter of the bytes of
+            float32 on their way to the device. With landmarks, which change nothing in the
+            pictures: these and float32 (batch, 5, 2), where the pictures now show them. In a
             mirrored picture the left eye and mouth corner are those that were the right ones.
 
         Raises:
@@ -115,14 +116,14 @@ class FaceAugmentation:
         # off leaves the draws of the others as they were.
         generator = np.random.default_rng(key)
         draws = generator.random((len(images), _DRAWS), dtype=np.float32)
-        output = np.empty(images.shape, np.float32)
+        output = np.empty(images.shape, np.uint8)
         # A few images at a time: what is in hand stays in the processor's cache.
         chunk = max(1, _CHUNK_PIXELS // max(1, images.shape[1] * images.shape[2]))
         for start in range(0, len(images), chunk):
             rows = slice(start, start + chunk)
             planes = self._warp(images[rows], draws[rows, :5])
             self._recolour(planes, draws[rows, 5:9])
-            output[rows] = planes.transpose(0, 2, 3, 1)
+            output[rows] = np.rint(planes, out=planes).transpose(0, 2, 3, 1)
         self._erase(output, draws[:, 9:13], generator)
         if landmarks is None:
             return output
@@ -273,7 +274,7 @@ def face_augmentation(
 
     ```python
     augment = face_augmentation(rotation=5)
-    images = augment(images, seed=(0, epoch, batch))   # float32 (batch, height, width, 3)
+    images = augment(images, seed=(0, epoch, batch))   # uint8 (batch, height, width, 3)
     ```
 
     The call is thread-safe and stateless; ``seed`` fixes it completely, on every backend alike.
@@ -290,7 +291,7 @@ def face_augmentation(
         seed: Put in front of the seed of every call, or None.
 
     Returns:
-        A callable ``augment(images, seed) -> images``, float32 in [0, 255].
+        A callable ``augment(images, seed) -> images``, uint8.
 
     Raises:
         ValueError: If a number is out of its range.

@@ -268,11 +268,11 @@ class Batches(keras.utils.PyDataset):
             index: Which one, from ``start_batch``.
 
         Returns:
-            ``(images, labels)``: what ``augment`` returns (float32 in [0, 255] for
-            :func:`face_augmentation`), or the images as stored (uint8) without; int32 (batch,), or
-            what ``augment`` makes of them. With ``landmarks`` the images are the value ``"image"``
-            of a dictionary; its value ``"landmarks"``, float32 (batch, 5, 2), are those that
-            :func:`normalize_landmarks` gives.
+            ``(images, labels)``: what ``augment`` returns (uint8 for :func:`face_augmentation`), or
+            the images as stored (uint8) without; int32 (batch,), or what ``augment`` makes of
+            them. With ``landmarks`` the images are the value ``"image"`` of a dictionary; its value
+            ``"landmarks"``, float32 (batch, 5, 2), are those that :func:`normalize_landmarks`
+            gives.
         """
         with self._lock:
             epoch, batch = self._epoch, self._start_batch + index

@@ -22,14 +22,16 @@ def pictures(count=6, height=20, width=24, seed=0):
     return np.rint(smooth.repeat(4, axis=1).repeat(4, axis=2)).astype(np.uint8)
 
 
-def test_result_is_float32_within_0_and_255_and_leaves_the_input_alone():
+def test_result_is_uint8_that_does_not_wrap_around_and_leaves_the_input_alone():
     images = pictures()
+    images[:, :10], images[:, 10:] = 0, 255
     before = images.copy()
-    result = face_augmentation(jitter=0.9)(images, seed=(0, 1, 2))
+    result = face_augmentation(**{**OFF, "jitter": 0.9})(images, seed=(0, 1, 2))
     assert result.shape == images.shape
-    assert result.dtype == np.float32
-    assert result.min() >= 0
-    assert result.max() <= 255
+    assert result.dtype == np.uint8
+    # Brighter or darker, with more contrast or less: what was dark stays the darker.
+    assert (result[:, :10] < result[:, 10:]).all()
+    assert (result == 255).any()
     np.testing.assert_array_equal(images, before)
 
 
@@ -46,11 +48,9 @@ def test_same_seed_gives_the_same_pictures_and_another_seed_others():
 def test_the_result_is_the_same_on_every_backend_and_in_every_version():
     ramp = np.arange(2 * 8 * 8 * 3, dtype=np.int64).reshape(2, 8, 8, 3) * 37 % 256
     result = face_augmentation()(ramp.astype(np.uint8), seed=(1, 2))
-    np.testing.assert_allclose(
-        [result.mean(), result[0, 3, 3, 1], result[1, 5, 2, 0]],
-        [129.95317, 119.53421, 177.82843],
-        rtol=1e-5,
-    )
+    # 119.53421 and 177.82843 before they are rounded; 129.95317 is the mean of all before.
+    assert (result[0, 3, 3, 1], result[1, 5, 2, 0]) == (120, 178)
+    assert abs(result.mean() - 129.95317) < 0.05
 
 
 def test_threads_do_not_disturb_each_other():
@@ -102,16 +102,16 @@ def test_warp_agrees_with_keras_affine_transform_inside_the_image():
     )
     inside = inside > 0.9999
     assert inside.mean() > 0.6
-    # Places are rounded to 1/64 pixel in each direction.
-    assert np.abs(result - expected)[inside].max() < 2 * 255 / 64
+    # Places are rounded to 1/64 pixel in each direction, results to whole numbers.
+    assert np.abs(result - expected)[inside].max() < 2 * 255 / 64 + 0.5
 
 
 def test_grey_makes_the_three_colours_equal():
     result = face_augmentation(**{**OFF, "grey": 1.0})(pictures(), seed=0)
-    np.testing.assert_allclose(result[..., 0], result[..., 2], atol=1e-3)
-    np.testing.assert_allclose(
-        result[..., 0], pictures() @ np.array([0.299, 0.587, 0.114]), atol=1e-2
-    )
+    np.testing.assert_array_equal(result[..., 0], result[..., 1])
+    np.testing.assert_array_equal(result[..., 0], result[..., 2])
+    grey = pictures() @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(result[..., 0], grey, atol=0.51)
 
 
 def test_erasing_replaces_one_rectangle_of_2_to_15_percent():
@@ -131,7 +131,7 @@ def test_switching_one_off_leaves_the_draws_of_the_others():
     images = pictures()
     some = face_augmentation(**{**OFF, "flip": True})
     more = face_augmentation(**{**OFF, "flip": True, "grey": 1e-9})
-    np.testing.assert_allclose(some(images, seed=2), more(images, seed=2), atol=1e-3)
+    np.testing.assert_array_equal(some(images, seed=2), more(images, seed=2))
 
 
 def test_images_of_any_size_work():

@@ -169,7 +169,7 @@ def test_batches_have_the_promised_types_and_cover_every_image_once():
     order = np.random.default_rng([0, 0]).permutation(23)
     np.testing.assert_array_equal(np.concatenate([x for x, _ in read]), images[order])
     np.testing.assert_array_equal(np.concatenate([y for _, y in read]), labels[order])
-    assert Batches(images, labels, 5, augment=face_augmentation())[0][0].dtype == np.float32
+    assert Batches(images, labels, 5, augment=face_augmentation())[0][0].dtype == np.uint8
 
 
 def test_without_shuffling_the_order_is_the_order_given():
@@ -292,7 +292,7 @@ def test_the_tensorflow_dataset_gives_the_batches_left_without_autotuning():
     images, labels = dataset.element_spec
     assert (images.shape, images.dtype) == (
         tf.TensorShape([None, *arrays()[0].shape[1:]]),
-        "float32",
+        "uint8",
     )
     assert (labels.shape, labels.dtype) == (tf.TensorShape([None]), "int32")
     expected = everything(Batches(*arrays(), 4, **options, epoch=1))[2:]
