@@ -35,6 +35,9 @@ Comparisons:
   that it did not choose.
 - ``remat/train``: eight layers of attention over 576 tokens in training, whose maps are computed
   again in the backward pass; the other form keeps them. No fused kernel takes part.
+- ``steps_per_execution/fit``: 64 steps of ``fit`` of a ViT so small that a step takes milliseconds,
+  sixteen in an execution; the other form is Keras's default of one. Both must come to the same
+  weights. PyTorch has no such option.
 """
 
 import argparse
@@ -301,6 +304,31 @@ def _remat(again: bool, batch: int, size: int):
     return _token_training(keras.Model(image, x), batch)
 
 
+def _fit(steps_per_execution: int, batch: int, size: int):
+    """An epoch of a small ViT."""
+    import keras
+    import numpy as np
+    from keras import ops
+
+    import keras_hybrid as kh
+
+    keras.utils.set_random_seed(0)
+    model = kh.applications.ViT(
+        input_shape=(size, size, 3), patch_size=8, dim=64, depth=2, num_heads=2, classes=10
+    )
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (64 * batch, size, size, 3), dtype=np.uint8)
+    labels = random.integers(0, 10, len(images))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adamw", loss, steps_per_execution=steps_per_execution)
+
+    def epoch():
+        return model.fit(images, labels, batch_size=batch, shuffle=False, verbose=0)
+
+    epoch()
+    return epoch, ops.convert_to_numpy(model(images[:1]))
+
+
 def _token_training(model, batch: int):
     """A training step of a model from tokens to tokens."""
     import keras
@@ -407,6 +435,14 @@ COMPARISONS = {
         "maps that are kept",
         4,
         384,
+    ),
+    "steps_per_execution/fit": (
+        functools.partial(_fit, 16),
+        functools.partial(_fit, 1),
+        "16 steps in an execution",
+        "one",
+        8,
+        32,
     ),
 }
 
