@@ -290,7 +290,8 @@ class CSVSource(_FileSource):
         file_column: Column of the files.
         label_column: Column of the labels.
         split_column: Column of the splits, read if ``split`` is given.
-        split: Value of the split column to keep, or None for all rows.
+        split: Value of the split column to keep, or None for all rows (with a warning where the
+            column is there and has several values).
         classes: If given, labels must be whole numbers and be exactly 0 … classes − 1.
         landmarks: Another table that has the landmarks of these files, as :func:`read_landmarks`
             takes it; by default the table's own columns are read, if they are there.
@@ -356,6 +357,13 @@ class CSVSource(_FileSource):
                 raise ValueError(
                     f"`split`={split!r}: {path} has no such rows; it has {some(found)}."
                 )
+        elif len(found := sorted({row.get(split_column, "").strip() for row in rows})) > 1:
+            _LOGGER.warning(
+                "%s: rows of all splits are read (column %r: %s); choose one by `split`.",
+                path,
+                split_column,
+                some(found),
+            )
         self.labels = labels[keep]
         self.landmarks = None
         if landmarks is not None:

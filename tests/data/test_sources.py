@@ -424,6 +424,20 @@ def test_a_table_of_names_numbers_them_in_sorted_order_over_all_splits(tmp_path)
     assert len(CSVSource(table)) == 4
 
 
+def test_all_splits_of_a_table_are_not_read_in_silence(tmp_path, caplog):
+    write_people(tmp_path)
+    rows = ["cem/0.png,cem,train", "ann/0.png,ann,test"]
+    table = write_csv(tmp_path / "t.csv", rows)
+    with caplog.at_level(logging.WARNING):
+        CSVSource(table, split="train")
+        CSVSource(write_csv(tmp_path / "one.csv", [rows[0], "ann/0.png,ann,train"]))
+        CSVSource(write_csv(tmp_path / "no.csv", ["cem/0.png,cem", "ann/0.png,ann"], "file,label"))
+        assert not caplog.records
+        CSVSource(table)
+    (record,) = caplog.records
+    assert "t.csv" in record.getMessage() and "test, train" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("texts", "names"),
     [
