@@ -3,8 +3,8 @@
     python benchmarks/layer_forms.py --backend tensorflow
 
 Each comparison runs its two forms in turn, every time in a fresh process, so that both meet the
-same machine and neither profits from the other's memory. Before anything is timed, both forms must
-give the same output for the same weights. One row a comparison is added to the CSV file:
+same machine and neither profits from the other's memory. Both forms must give the same output for
+the same weights, else there is no row. One row a comparison is added to the CSV file:
 
 - ``ratio``: how many times faster the zoo's form is (median over the processes). For
   ``nat_mini/inference`` the other form is Swin-T, and ``ratio`` is Swin-T's time per

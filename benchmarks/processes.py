@@ -4,6 +4,9 @@ import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
+# The environment in which the backends find no GPU.
+HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+
 
 def thread_variables(threads: int) -> dict[str, str]:
     """Return the environment in which NumPy, the backends and the runtimes take so many threads."""
@@ -13,7 +16,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 def on_the_cpu(threads: int) -> dict[str, str]:
     """Return :func:`thread_variables`, and what hides GPUs from the backends."""
-    return {**thread_variables(threads), "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    return {**thread_variables(threads), **HIDDEN_GPUS}
 
 
 def peak_megabytes() -> float:

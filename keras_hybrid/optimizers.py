@@ -24,8 +24,11 @@ class Muon(keras.optimizers.Muon):
 
     - whatever is not named ``kernel``: biases, norms, tokens, tables of positions, class centres;
     - kernels of at most 3 input channels, which read the image itself (Muon's author keeps the
-      first layer out) or one group of a grouped convolution, and kernels of depthwise convolutions,
-      which are no matrices;
+      first layer out) or one group of a grouped convolution, and kernels of depthwise convolutions
+      with a ``depth_multiplier`` of 1, which are no matrices (others look like a convolution's:
+      name them in ``exclude_layers``);
+    - kernels of other ranks, such as those of one-dimensional convolutions and of
+      `keras.layers.MultiHeadAttention`;
     - what ``exclude_layers`` names;
     - with Keras's default ``exclude_embeddings=True`` whatever has "embedding" in its path. Keras
       means tables, but in this zoo kernels have such names, too: the projection of patches, or that

@@ -25,7 +25,22 @@ __all__ = [
 ]
 
 POINTER = "latest.json"
-RESULTS = ("best.keras", "last.keras", "results.json", "report.html")
+# Files and folders of a run beside its checkpoints, as patterns.
+RESULTS = (
+    "best.keras",
+    "last.keras",
+    "results.json",
+    "report.html",
+    "confusion.png",
+    "roc.png",
+    "roc_over_training.png",
+    "scores.png",
+    "model.tflite",
+    "model_*.tflite",
+    "model.onnx*",
+    "saved_model",
+    "tensorboard",
+)
 STAGES = "checkpoint/pairs"  # goes with the checkpoints when a run is thrown away
 
 
@@ -164,10 +179,13 @@ class Checkpoint(keras.callbacks.Callback):
 
     def discard(self) -> None:
         """Remove what an earlier run left that this one would mix with its own or pass for it."""
-        for folder in (self.folder, self.table.parent / "tensorboard"):
-            shutil.rmtree(folder, ignore_errors=True)
-        for name in (self.table.name, *RESULTS):
-            (self.table.parent / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for pattern in (self.table.name, *RESULTS):
+            for path in self.table.parent.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def on_train_begin(self, logs=None):
         """Start the clock."""

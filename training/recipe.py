@@ -259,6 +259,11 @@ class Recipe:
                 f"batch_size must be a multiple of the mesh's data; got batch_size="
                 f"{self.batch_size}, mesh={self.mesh!r}."
             )
+        if self.margin is not None and self.loss in ("cross_entropy", "softmax"):
+            raise ValueError(
+                f"margin is for a loss with one, such as 'cosface'; got margin={self.margin!r}, "
+                f"loss={self.loss!r}."
+            )
         if self.sampling_rate < 1 and self.loss == "cross_entropy":
             raise ValueError(
                 "sampling_rate below 1 needs a loss on cosines, such as 'cosface'; got "

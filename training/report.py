@@ -12,7 +12,7 @@ import numpy as np
 
 from training.recipe import EXPORTS, Recipe
 
-__all__ = ["check_export", "finish", "raise_failed_exports"]
+__all__ = ["check_export", "failed_exports", "finish", "raise_failed_exports"]
 
 MAX_CLASS_NAMES = 10_000  # of more classes ``results.json`` has no names
 
@@ -31,14 +31,20 @@ def check_export(recipe: Recipe) -> None:
         require(*EXPORTS[kind], purpose=f"export={kind!r}")
 
 
+def failed_exports(results: dict) -> list[str]:
+    """Return format and reason of each export that failed."""
+    rows = results.get("export", ())
+    return [f"{row['format']}: {row['error']}" for row in rows if "error" in row]
+
+
 def raise_failed_exports(results: dict, out: pathlib.Path) -> None:
     """Raise ``keras_hybrid.export.ExportError`` if a row of the results says that one failed."""
-    failed = [row for row in results.get("export", ()) if "error" in row]
+    failed = failed_exports(results)
     if not failed:
         return
     from keras_hybrid.export import ExportError
 
-    reasons = "\n".join(f"{row['format']}: {row['error']}" for row in failed)
+    reasons = "\n".join(failed)
     raise ExportError(
         f"The run is done, with its results in {out / 'results.json'}, but not its export: give "
         f"the same command to try again, or with another --export.\n{reasons}"

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 if __package__ in (None, ""):  # run as a file: find the packages beside this folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+from benchmarks.processes import HIDDEN_GPUS
 from benchmarks.table import append_row, start_table
 from training import train
 from training.recipe import Recipe, add_overrides, load_recipe, with_overrides
@@ -75,9 +76,14 @@ def row_recipe(table: Table, name: str, given: argparse.Namespace, seed: int) ->
 
 
 def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) -> None:
-    """Run what is missing of a table, one run after the other."""
-    from training.report import raise_failed_exports
+    """Run what is missing of a table, one run after the other.
 
+    Raises:
+        keras_hybrid.export.ExportError: After the last run, if an export failed.
+    """
+    from training.report import failed_exports
+
+    failed = []
     for recipe, key in missing_runs(given, file):
         start_table(file, COLUMNS)  # now: a file that does not fit must not cost a run its row
         model, seed = key["model"], key["seed"]
@@ -94,7 +100,15 @@ def run_table(given: argparse.Namespace, file: pathlib.Path, out: pathlib.Path) 
                 "hardware": given.hardware,
             },
         )
-        raise_failed_exports(results, folder)
+        failed += [f"{folder}: {reason}" for reason in failed_exports(results)]
+    if failed:
+        from keras_hybrid.export import ExportError
+
+        reasons = "\n".join(failed)
+        raise ExportError(
+            f"The runs are done, and their rows in {file}, but not these exports; `keras-hybrid "
+            f"export FOLDER/last.keras` tries one again.\n{reasons}"
+        )
 
 
 def verified(results: dict) -> dict[str, float]:
@@ -120,9 +134,20 @@ def verified(results: dict) -> dict[str, float]:
 
 
 def run_side_by_side(
-    given: argparse.Namespace, arguments: list[str], file: pathlib.Path, out: pathlib.Path
+    given: argparse.Namespace,
+    arguments: list[str],
+    file: pathlib.Path,
+    out: pathlib.Path,
+    environment: dict[str, str],
 ) -> None:
     """Run what is missing of a table, ``--jobs`` runs at a time, each in a process of its own.
+
+    Args:
+        given: What ``parse`` made of ``arguments``.
+        arguments: The command line's.
+        file: The table.
+        out: Folder of the runs' folders and logs.
+        environment: The processes'.
 
     Raises:
         ChildProcessError: If any of them failed; the others are run all the same.
@@ -134,7 +159,7 @@ def run_side_by_side(
         # JAX would take three quarters of a GPU's memory for the first run.
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / given.jobs:.2f}",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-        **os.environ,
+        **environment,
     }
 
     started: list[subprocess.Popen] = []
@@ -260,13 +285,18 @@ def main(arguments: list[str] | None = None) -> int:
     table = pathlib.Path(given.table or RESULTS / f"{given.name}.csv")
     out = pathlib.Path(given.out or f"runs/{table.stem}{'_reduced' if given.reduced else ''}")
 
-    def action() -> None:
-        if given.jobs == 1:
-            run_table(given, table, out)
-        else:
-            run_side_by_side(given, arguments, table, out)
-
-    return train.run_command(given.backend, action)
+    if given.jobs == 1:
+        return train.run_command(given.backend, lambda: run_table(given, table, out))
+    environment = dict(os.environ)
+    # The runs share the device: this process, which makes layers to check recipes, keeps off it.
+    os.environ |= HIDDEN_GPUS
+    try:
+        return train.run_command(
+            given.backend, lambda: run_side_by_side(given, arguments, table, out, environment)
+        )
+    finally:
+        os.environ.clear()
+        os.environ |= environment
 
 
 if __name__ == "__main__":

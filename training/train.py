@@ -113,7 +113,13 @@ def load_data(recipe: Recipe):
     train, test = open_data(recipe)
     if recipe.reading == "memory":
         train = data.load_arrays(train, recipe.image_size, landmarks=recipe.takes_landmarks)
-    return train, data.load_arrays(test, recipe.image_size, landmarks=recipe.takes_landmarks)
+    tested = set(test.labels.tolist())
+    test = data.load_arrays(
+        test, recipe.image_size, landmarks=recipe.takes_landmarks, every_class=False
+    )
+    if lost := len(tested) - len(set(test.labels.tolist())):
+        LOG.warning("%d classes have no test image that can be read: they are not tested.", lost)
+    return train, test
 
 
 def load_pairs(recipe: Recipe):
@@ -491,25 +497,12 @@ def _sole_writer(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def default_backend() -> str:
-    """Return the first backend that is installed, in Keras's own order.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    for backend in ("tensorflow", "jax", "torch"):
-        if importlib.util.find_spec(backend) is not None:
-            return backend
-    raise ValueError(
-        "Keras needs a backend: pip install keras-hybrid[tensorflow], [jax] or [torch]."
-    )
-
-
 def run_command(backend: str | None, action: Callable[[], object]) -> int:
     """Choose Keras's backend, then do what a command is for; returns the exit status.
 
     Args:
-        backend: What ``--backend`` says, or ``None`` for ``KERAS_BACKEND`` or the first installed.
+        backend: What ``--backend`` says, or ``None`` for ``KERAS_BACKEND``, the user's
+            ``keras.json`` or the first installed, as ``import keras_hybrid`` has it.
         action: Imports Keras, or what does, only when it is called.
     """
     if backend:
@@ -517,7 +510,8 @@ def run_command(backend: str | None, action: Callable[[], object]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        os.environ.setdefault("KERAS_BACKEND", default_backend())
+        import keras_hybrid  # noqa: F401  (before Keras alone: it may choose the backend)
+
         action()
     except (ValueError, FloatingPointError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -52,6 +52,14 @@ class MarginModel(keras.Model):
         """Configure training as `keras.Model.compile` does, and set up the loss's state."""
         super().compile(*args, **kwargs)
         _check_cosines(self, self.loss)
+        is_sampled = any(isinstance(layer, PartialCosineClassifier) for layer in self.layers)
+        output = getattr(self, "output", None)  # a subclassed model has none
+        if is_sampled and output is not None and not keras.utils.is_keras_tensor(output):
+            raise ValueError(
+                f"Model {self.name!r} has several outputs, or names for them, and a "
+                "`PartialCosineClassifier`, whose training steps need labels of one output alone. "
+                "Make the classifier's the only output, or use `CosineClassifier`."
+            )
         losses = {
             id(loss): loss
             for loss in keras.tree.flatten(self.loss)

@@ -356,8 +356,7 @@ class Batches(keras.utils.PyDataset):
             except UnreadableImageError as error:
                 self._note(other, error)
         raise ValueError(
-            f"No image of class {self.images.class_names[self.labels[row]]!r} can be read; "
-            f"one is {self.images.paths[row]}."
+            f"No image with label {self.labels[row]} can be read; one is {self.images.paths[row]}."
         )
 
     def _note(self, row: int, error: UnreadableImageError) -> None:

@@ -198,7 +198,9 @@ def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
         raise ValueError(
             f"`labels` must lie in [0, {classes}), got {labels.min()} to {labels.max()}."
         )
-    return np.eye(classes, dtype=_DTYPE)[labels]
+    masses = np.zeros((len(labels), classes), _DTYPE)
+    masses[np.arange(len(labels)), labels] = 1
+    return masses
 
 
 def image_augmentation(

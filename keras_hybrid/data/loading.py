@@ -129,8 +129,12 @@ def load_arrays(
     moved = None
     if source.landmarks is not None:
         moved = resize_landmarks(source.landmarks, zoom)[kept]
+    if skipped:  # close the gaps in place: a copy would double the memory
+        for place, index in enumerate(kept):
+            images[place] = images[index]
+        images = images[: len(kept)]
     loaded = LoadedImages(
-        images if not skipped else images[kept],
+        images,
         source.labels[kept],
         list(source.class_names),
         skipped,

@@ -133,7 +133,7 @@ class PartialCosineClassifier(CosineClassifier):
                 f"sampled of {self.classes}: raise sampling_rate={self.sampling_rate}, make the "
                 "batch smaller, or use CosineClassifier."
             )
-        priority = keras.random.uniform((self.classes,), seed=self.seed_generator)
+        priority = keras.random.uniform((self.classes,), dtype="float32", seed=self.seed_generator)
         # The batch's own classes come last, so the others are drawn before any of them.
         behind = ops.broadcast_to(ops.convert_to_tensor(-1.0, "float32"), ops.shape(labels))
         priority = ops.scatter_update(priority, ops.expand_dims(labels, -1), behind)
@@ -141,7 +141,8 @@ class PartialCosineClassifier(CosineClassifier):
         is_repeated = ops.not_equal(self.columns(labels), ops.arange(batch, dtype="int32"))
         # A class that occurs again in the batch leaves its column to one more of the others.
         spare = others[self.sampled - batch :]
-        spare = ops.take(spare, ops.maximum(ops.cumsum(ops.cast(is_repeated, "int32")) - 1, 0))
+        which = ops.cumsum(ops.cast(is_repeated, "int32")) - 1
+        spare = ops.take(spare, ops.clip(which, 0, self.classes))  # from -1 before the first
         own = ops.where(is_repeated, spare, labels)
         # Where the batch's size is not known in advance, a batch that is too large fails here.
         return ops.reshape(ops.concatenate([own, others[: self.sampled - batch]]), (self.sampled,))

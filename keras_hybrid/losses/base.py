@@ -70,7 +70,8 @@ class Labels:
         """Mass of each row, (batch,); not a number where an id is not a class."""
         if self.mask is None:
             return ops.sum(self.mass, axis=-1)
-        return ops.where(ops.any(self.mask, axis=-1), 1.0, math.nan)
+        # Of two Python numbers TensorFlow would make a tensor in floatx.
+        return ops.where(ops.any(self.mask, axis=-1), ops.ones((), "float32"), math.nan)
 
 
 def on_target(cosine, labels: Labels, target: Callable):

@@ -1,12 +1,14 @@
 """Keras's augmentation layers as a pure function of (images, labels, seed)."""
 
 import pickle
+import tracemalloc
 
 import keras
 import numpy as np
 import pytest
 
 from keras_hybrid.data import Batches, LayerAugmentation, image_augmentation
+from keras_hybrid.data.layer_augmentation import one_hot
 
 SEVERAL = {"crop_padding": 2, "rotation": 10, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0}
 
@@ -260,6 +262,15 @@ def test_layers_of_ones_own_keep_their_range():
     np.testing.assert_allclose(found, images / 127.5 - 1, atol=1e-5)
     found, _ = arrays(LayerAugmentation([Scaled()], value_range=(0, 1))(images, labels))
     assert found.min() == 0 and found.max() == 1
+
+
+def test_distributions_of_very_many_classes_take_the_memory_of_the_batch_alone():
+    tracemalloc.start()
+    masses = one_hot(np.array([5, 99_999, 5]), 100_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.1 * masses.nbytes + 1e4
+    assert masses.sum() == 3 and masses[1, 99_999] == masses[0, 5] == masses[2, 5] == 1
 
 
 def test_bad_calls_are_named():

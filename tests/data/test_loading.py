@@ -1,6 +1,7 @@
 import ast
 import logging
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import keras
@@ -87,6 +88,16 @@ def test_unreadable_images_are_dropped_reported_once_and_counted(workers, caplog
     assert loaded.skipped == [("image1", "torn"), ("image4", "torn")]
     assert caplog.text.count("image1") == 1
     assert "2 of 5 images" in caplog.text
+
+
+def test_an_unreadable_image_does_not_take_the_memory_of_all_again():
+    source = Recorded([0] * 200, broken=[1])
+    tracemalloc.start()
+    loaded = load_arrays(source, 100)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.3 * loaded.images.nbytes
+    np.testing.assert_array_equal(loaded.images[:, 0, 0, 0], np.delete(np.arange(200), 1))
 
 
 def test_a_class_that_lost_all_its_images_is_an_error():
@@ -316,9 +327,11 @@ def test_an_unreadable_image_is_replaced_by_one_of_its_class_and_reported_once(c
 
 
 def test_a_class_without_a_readable_image_stops():
-    batches = Batches(Recorded([0, 1, 1], broken=[1, 2]), batch_size=3)
-    with pytest.raises(ValueError, match="class1"):
-        batches[0]
+    source = Recorded([0, 1, 1], broken=[1, 2])
+    for labels, lost in ((None, 1), ([7, 9, 9], 9)):  # the source's, or one's own
+        batches = Batches(source, labels, batch_size=3)
+        with pytest.raises(ValueError, match=f"No image with label {lost} can be read; one is im"):
+            batches[0]
 
 
 def test_a_lazy_source_of_different_sizes_needs_an_image_size():

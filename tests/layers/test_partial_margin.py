@@ -209,8 +209,35 @@ def test_a_batch_larger_than_the_sample_is_refused():
         head().sample(ops.convert_to_tensor(LABELS[:13]))
     model = build(partial(0.3))
     model.compile("sgd", loss=kh.losses.CosFace())
-    with pytest.raises(Exception, match=r"batch|reshape|Reshape"):
+    with pytest.raises(ValueError, match="A batch of 24 may have more classes than the 12"):
         model.fit(VECTORS, LABELS, batch_size=24, verbose=0)
+
+
+@pytest.mark.parametrize("floatx", ["float64", "float16", "bfloat16"])
+def test_sampling_and_losses_do_not_depend_on_floatx(floatx):
+    labels = ops.convert_to_tensor(LABELS[:12])
+    cosines = np.random.default_rng(0).uniform(-1, 1, (12, CLASSES)).astype("float32")
+    sampled = ops.convert_to_numpy(head().sample(labels))
+    losses = [kh.losses.CosFace(), kh.losses.ArcFace(), kh.losses.SphereFace()]
+    expected = [float(loss(labels, cosines)) for loss in losses]
+    former = keras.config.floatx()
+    keras.config.set_floatx(floatx)
+    try:
+        np.testing.assert_array_equal(ops.convert_to_numpy(head().sample(labels)), sampled)
+        found = [float(loss(labels, ops.convert_to_tensor(cosines))) for loss in losses]
+    finally:
+        keras.config.set_floatx(former)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_sampling_head_beside_other_outputs_is_refused(kind):
+    image = keras.Input((16,))
+    outputs = {"predictions": partial(0.3)(image), "age": keras.layers.Dense(1, name="age")(image)}
+    outputs = outputs if kind is dict else list(outputs.values())
+    model = kh.applications.MarginModel(image, outputs)
+    with pytest.raises(ValueError, match="has several outputs, or names for them"):
+        model.compile("sgd", loss="mse")
 
 
 def test_labels_that_are_no_ids_are_refused():

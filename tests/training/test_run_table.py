@@ -8,6 +8,7 @@ import pathlib
 import shlex
 import signal
 import threading
+import types
 
 import keras
 import numpy as np
@@ -219,17 +220,42 @@ def test_a_table_runs_what_is_missing_and_a_second_start_nothing(tmp_path, monke
 
 
 @pytest.mark.any_backend
-def test_a_run_whose_export_fails_has_its_line_and_ends_the_table(tmp_path, monkeypatch, capsys):
+def test_a_run_whose_export_fails_has_its_line_and_stops_no_other(tmp_path, monkeypatch, capsys):
     results = {"top1": 0.5, "export": [{"format": "onnx", "error": "no such operator"}]}
     monkeypatch.setattr(train, "run", lambda *arguments, **options: results)
     monkeypatch.setattr(report, "check_export", lambda recipe: None)
-    command = ["cct", "--export", "onnx", "--backend", keras.backend.backend()]
+    command = ["cct", "--export", "onnx", "--backend", keras.backend.backend(), "--seeds", "0", "1"]
     command += ["--table", str(tmp_path / "cct.csv"), "--out", str(tmp_path / "runs")]
     assert run_table.main(command) == 1
-    assert "onnx: no such operator" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    for seed in (0, 1):
+        assert f"{tmp_path / 'runs' / f'cct_7_3x1_{seed}'}: onnx: no such operator" in told
+    assert "keras-hybrid export FOLDER/last.keras" in told
     with (tmp_path / "cct.csv").open(newline="") as file:
-        assert [row["top1"] for row in csv.DictReader(file)] == ["0.5"]
-    assert run_table.main(command) == 0  # the run is there
+        assert [row["top1"] for row in csv.DictReader(file)] == ["0.5", "0.5"]
+    assert run_table.main(command) == 0  # the runs are there
+
+
+@once
+def test_what_starts_runs_side_by_side_leaves_the_device_to_them(tmp_path, monkeypatch):
+    names = ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    seen = []
+
+    def check(recipe):
+        seen.append([os.environ.get(name) for name in names])
+
+    def start(command, env, **options):
+        seen.append([env.get(name) for name in names])
+        return types.SimpleNamespace(wait=lambda: 0, terminate=lambda: None)
+
+    monkeypatch.setattr(train, "check", check)
+    monkeypatch.setattr(run_table.subprocess, "Popen", start)
+    command = ["cct", "--jobs", "2", "--table", str(tmp_path / "cct.csv")]
+    assert run_table.main([*command, "--backend", "torch", "--out", str(tmp_path / "runs")]) == 0
+    assert seen == [["", "cpu"], ["0,1", None]]
+    assert [os.environ.get(name) for name in names] == ["0,1", None]
 
 
 @once

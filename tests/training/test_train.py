@@ -27,7 +27,7 @@ from tests.data.test_recordio import insightface, picture, write
 from training import checkpoint, report, run_table, train
 from training.checkpoint import verified_stages
 from training.model import build_model
-from training.recipe import Recipe
+from training.recipe import EXPORTS, Recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -317,12 +317,26 @@ def test_a_run_that_is_thrown_away_leaves_nothing_to_be_taken_for_the_next_ones(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
-    recipe = dataclasses.replace(TINY, epochs=1, pairs="synthetic:20x6", pairs_every=1)
+
+    def export(model, path, **options):
+        path.mkdir() if path.name == "saved_model" else path.touch()
+        return types.SimpleNamespace(
+            to_dict=lambda: {"path": str(path), "size_bytes": 0, "max_abs_difference": 0}
+        )
+
+    for name in ("to_saved_model", "to_onnx", "to_litert"):
+        monkeypatch.setattr(kh.export, name, export)
+    monkeypatch.setattr(report, "check_export", lambda recipe: None)
+    recipe = dataclasses.replace(
+        TINY, epochs=1, pairs="synthetic:20x6", pairs_every=1, export="+".join(EXPORTS)
+    )
     train.run(recipe, tmp_path, verbose=0)
     (tmp_path / "tensorboard" / "train").mkdir(parents=True)
-    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "photograph.png"):
+        (tmp_path / name).write_text("mine")
     written = {path.name for path in tmp_path.iterdir()}
     assert {"checkpoint", "history.csv", "last.keras", "results.json", "report.html"} <= written
+    assert {"saved_model", "model.onnx", "model.tflite", "model_int8.tflite"} <= written
 
     class Killed(Exception): ...
 
@@ -332,8 +346,21 @@ def test_a_run_that_is_thrown_away_leaves_nothing_to_be_taken_for_the_next_ones(
     monkeypatch.setattr(train, "begin_with_trained", kill)
     with pytest.raises(Killed):
         train.run(dataclasses.replace(recipe, seed=5), tmp_path, restart=True, verbose=0)
-    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".png"}
-    assert left == {"notes.txt", ".lock"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"notes.txt", "photograph.png", ".lock"}
+
+
+@pytest.mark.any_backend
+def test_the_backend_of_the_users_keras_json_is_taken(tmp_path):
+    backend = keras.backend.backend()
+    (tmp_path / "keras.json").write_text(json.dumps({"backend": backend}))
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    environment |= {"KERAS_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    script = "from training import train; import sys; sys.exit(train.run_command(None, lambda: "
+    script += "print(sys.modules['keras'].backend.backend())))"
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.stdout.split()[-1:] == [backend], found.stderr
 
 
 @pytest.mark.any_backend
@@ -593,6 +620,20 @@ def test_images_read_lazily_train_the_same_model(tmp_path, monkeypatch):
     # A broken file that is all of a class's share: training has reported it, the export goes on.
     pathlib.Path(source.paths[0]).write_bytes(b"no image")
     assert len(report._some_images(lazy, source, 7)) == len(calibration) - 1
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("reading", ["memory", "lazy"])
+def test_a_person_without_a_readable_test_image_is_not_tested(tmp_path, caplog, reading):
+    pytest.importorskip("PIL.Image")
+    write_faces(tmp_path, people=3, images_each=5)
+    recipe = dataclasses.replace(TINY, data=str(tmp_path / "index.csv"), reading=reading)
+    _, test = train.open_data(recipe)
+    assert len(test) == 3
+    pathlib.Path(test.paths[1]).write_bytes(b"no image")
+    _, test = train.load_data(recipe)
+    assert test.labels.tolist() == [0, 2] and len(test.class_names) == 3
+    assert "1 classes have no test image that can be read" in caplog.text
 
 
 @pytest.mark.any_backend
