@@ -178,6 +178,10 @@ def test_version(capsys):
         (["explain", "a.jpg", "--model", "m.keras", "--class", "Anna"], "--names"),
         (["explain", "a.jpg", "--model", "m.keras", "--input-range", "1", "0"], "smaller value"),
         (["evaluate", "m.keras"], "--data, or --pairs"),
+        (
+            ["evaluate", "m.keras", "--data", "x", "--data-options", "split=test"],
+            "--data-options has split: give --split instead",
+        ),
         (["evaluate", "m.keras", "--pairs", "pairs.txt"], "belong together"),
         (["evaluate", "m.keras", "--pairs", "a.bin", "--pairs-images", "x"], "holds its images"),
         (["evaluate", "m.keras", "--pairs", "a.zip", "--pairs-images", "x"], "holds its images"),
@@ -426,6 +430,15 @@ def test_verify_says_what_is_wrong_with_a_model(capsys, face, tmp_path):
     broken = tmp_path / "broken.keras"
     broken.write_bytes(b"no model")
     assert "broken.keras cannot be loaded" in message(broken)
+
+    @keras.saving.register_keras_serializable("test_cli")
+    class OfAnotherProgram(keras.layers.Layer): ...
+
+    foreign = tmp_path / "foreign.keras"
+    keras.Sequential([keras.Input((8,)), OfAnotherProgram()]).save(foreign)
+    del keras.saving.get_custom_objects()["test_cli>OfAnotherProgram"]
+    told = message(foreign)
+    assert "Could not locate class 'OfAnotherProgram'" in told and "from Python" in told
     other = tmp_path / "model.h5"
     other.write_bytes(b"")
     assert "must be a .keras file" in message(other)
@@ -492,6 +505,9 @@ def test_explain_takes_a_layer_and_a_class_by_name(capsys, folder, face, tmp_pat
     np.savez(tmp_path / "faces.npz", x_train=np.zeros((5, 8, 8, 3), np.uint8), y_train=people)
     arrays = ("--names", tmp_path / "faces.npz")
     assert "class 2 (Cem)" in run(capsys, *arguments, *arrays, "--class", "Cem")[1]
+    table = tmp_path / "people.csv"  # of images that lie elsewhere
+    table.write_text("file,label\n" + "".join(f"{name}.png,{name}\n" for name in people))
+    assert "class 2 (Cem)" in run(capsys, *arguments, "--names", table, "--class", "Cem")[1]
     (tmp_path / "names.txt").write_text("Anna\nBerta\n")
     assert "names 2 classes, the model has 5" in run(capsys, *arguments, *names)[2]
     assert "class_index must be in [0, 5), got 5" in run(capsys, *arguments, "--class", "5")[2]
@@ -787,6 +803,12 @@ def test_data_are_read_with_the_options_of_training(capsys, folder, lonely_model
     )
     wrong = (*arguments, "--data-options", "columns")
     assert "KEY=VALUE, got 'columns'" in failure(capsys, *wrong, status=2)
+    assert "Unknown option size" in failure(capsys, *arguments, "--data-options", "size=3")
+    calibration = ("--quantize", "int8", "--representative", tmp_path / "nowhere")
+    calibration += ("--data-options", "split=test")
+    out = tmp_path / "x.tflite"
+    message = failure(capsys, "export", lonely_model, out, "--to", "litert", *calibration)
+    assert "nowhere does not exist" in message
     given = build_parser().parse_args(
         ["evaluate", "m.keras", "--data", "x", "--data-options", "align=false", "a=none", "b=2"]
     )

@@ -275,6 +275,9 @@ class Recipe:
                 "label_smoothing, mixup and cutmix need loss='cross_entropy': a margin has one "
                 f"class; got loss={self.loss!r}."
             )
+        owners = {"images": "images", "split": "train_split and test_split"}
+        if taken := sorted(self.data_options.keys() & owners):
+            raise ValueError(f"data_options has {taken[0]}: give {owners[taken[0]]} instead.")
         if (self.train_split is None) != (self.test_split is None):
             raise ValueError(
                 "train_split and test_split belong together; got "

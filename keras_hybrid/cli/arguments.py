@@ -480,6 +480,9 @@ def _check_evaluate(given: argparse.Namespace) -> None:
             )
     if given.split is not None and given.test_fraction is not None:
         raise UsageError("Give --split or --test-fraction, not both.")
+    for name, _ in given.data_options or ():
+        if name in ("images", "landmarks", "split"):
+            raise UsageError(f"--data-options has {name}: give --{name} instead.")
 
 
 def _check_explain(given: argparse.Namespace) -> None:

@@ -20,7 +20,6 @@ LOW_COSINE = 0.98
 def run_export(given: argparse.Namespace) -> None:
     """Export a model."""
     from keras_hybrid import export
-    from keras_hybrid.export.calibration import CALIBRATED
 
     model = _model_to_export(given)
     options: dict[str, Any] = {
@@ -60,11 +59,16 @@ def run_export(given: argparse.Namespace) -> None:
             **(left_out if report.left_out else {}),
         }
     )
-    if report.quantization in CALIBRATED and report.cosine < LOW_COSINE:
+    if report.quantization is not None and report.cosine < LOW_COSINE:
+        reasons = {
+            "float16": "its numbers do not fit into float16. Leave --quantize out.",
+            "dynamic": "its weights do not fit into eight bits. --quantize float16 has sixteen.",
+        }
+        activations = "its activations do not fit into eight bits. --quantize dynamic leaves them "
+        reason = reasons.get(report.quantization, f"{activations}in float32.")
         print(
             f"note: in {report.quantization} the model answers otherwise (smallest cosine "
-            f"{report.cosine:.3f}): its activations do not fit into eight bits. --quantize dynamic "
-            "leaves them in float32.",
+            f"{report.cosine:.3f}): {reason}",
             file=sys.stderr,
         )
 

@@ -20,8 +20,14 @@ def load_model(path: Path):
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # a damaged or foreign archive can provoke almost any
-        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        raise ValueError(f"{path} cannot be loaded: {reason.strip()}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        for line in lines:
+            if "Could not locate class" in line:
+                raise ValueError(
+                    f"{path} cannot be loaded: {line} Commands know the layers of Keras and of "
+                    "keras_hybrid; with others call keras_hybrid from Python."
+                ) from error
+        raise ValueError(f"{path} cannot be loaded: {next(iter(lines), repr(error))}") from error
 
 
 def image_size(model, path: Path, may_take_landmarks: bool = False) -> tuple[int, int]:
@@ -47,7 +53,7 @@ def check_embedding(model, path: Path) -> None:
         )
 
 
-def open_source(spec: str, size: tuple[int, int], **options: Any):
+def open_source(spec: str, size: tuple[int, int], /, **options: Any):
     """Open images; invented ones, and crops that are aligned, are at least of the given size."""
     from keras_hybrid import data
 
@@ -58,11 +64,13 @@ def open_source(spec: str, size: tuple[int, int], **options: Any):
     return data.open_source(spec, **options)
 
 
-def open_training_images(spec: str, size: tuple[int, int], **options: Any):
+def open_training_images(spec: str, size: tuple[int, int], /, **options: Any):
     """Open images; those of the split `train` where there are splits only."""
     try:
         return open_source(spec, size, **options)
     except ValueError as error:
+        if "split" in options:
+            raise
         try:
             return open_source(spec, size, split="train", **options)
         except ValueError:
@@ -84,6 +92,10 @@ def class_names(source: str | None, model) -> list[str] | None:
         from keras_hybrid.data.files import read_text
 
         names = [name.strip() for name in read_text(source, "names").split("\n") if name.strip()]
+    elif source.lower().endswith(".csv"):
+        from keras_hybrid.data.sources import read_labels
+
+        names = read_labels(source)
     else:
         names = list(open_training_images(source, (8, 8)).class_names)
     classes = model.outputs[0].shape[-1]

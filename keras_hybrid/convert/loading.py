@@ -102,7 +102,7 @@ def _listed(kind: str, names: list[str]) -> str:
 def _laid_out(tensor: np.ndarray, layout) -> np.ndarray | None:
     try:
         return layout(tensor)
-    except ValueError:  # another rank than the layout's
+    except (ValueError, IndexError):  # another rank than the layout's
         return None
 
 

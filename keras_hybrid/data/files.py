@@ -61,7 +61,9 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-                return np.repeat(_eight_bits(np.asarray(upright))[..., None], 3, axis=-1)
+                has_16_bits = upright.mode.startswith("I;16") or image.format == "PNG"
+                grey = _eight_bits(np.asarray(upright), 257.0 if has_16_bits else None)
+                return np.repeat(grey[..., None], 3, axis=-1)
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 paper = image_module.new("RGB", upright.size, "white")
@@ -87,9 +89,13 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
         raise UnreadableImageError(path, reason or type(error).__name__) from error
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Return grey values as uint8; those of 16 bits are scaled."""
-    divisor = 257.0 if values.max(initial=0) > 255 else 1.0
+def _eight_bits(values: np.ndarray, divisor: float | None) -> np.ndarray:
+    """Return grey values as uint8, divided; without a divisor by what their largest suggests."""
+    largest = values.max(initial=0)
+    if divisor is None:
+        divisor = 257.0 if largest > 255 else 1.0
+        if values.dtype.kind == "f" and 0 < largest <= 1:
+            divisor = 1 / 255
     if values.dtype.kind == "f":
         return np.clip(np.rint(values / divisor), 0, 255).astype(np.uint8)
     # By a table: a large photograph in float64 takes gigabytes.

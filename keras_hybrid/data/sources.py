@@ -316,39 +316,11 @@ class CSVSource(_FileSource):
         landmarks: str | os.PathLike | None = None,
     ):
         path = Path(path)
-        columns, listed = read_table(path, "path")
         needed = {"file_column": file_column, "label_column": label_column}
         if split is not None:
             needed["split_column"] = split_column
-        for argument, column in needed.items():
-            if column not in columns:
-                raise ValueError(
-                    f"`{argument}`={column!r}: {path} has no such column; "
-                    f"it has {', '.join(map(repr, columns)) or 'none'}."
-                )
-        rows, lines = [], []
-        for line, row in listed:
-            if None in row.values():
-                raise ValueError(f"{path}, line {line}: fewer values than columns.")
-            if any(row.get(None, ())):
-                raise ValueError(
-                    f"{path}, line {line}: more values than columns; put a value that has a comma "
-                    'in it between quotation marks: "Smith, Anna".'
-                )
-            rows.append(row | {file_column: posix_name(row[file_column])})
-            lines.append(line)
-        if not rows:
-            raise ValueError(f"{path} has a header but no rows.")
-        told = (label_column, split_column, _NUMBER_COLUMN, *LANDMARK_COLUMNS)
-        rows, lines = _without_repetition(rows, lines, file_column, told, path)
-
-        texts = [row[label_column].strip() for row in rows]
-        where = [f"{path}, line {line}" for line in lines]
-        if label_column == "label" and _NUMBER_COLUMN in columns:
-            numbers = [row[_NUMBER_COLUMN].strip() for row in rows]
-            labels, self.class_names = _numbered_as_told(texts, numbers, where, classes)
-        else:
-            labels, self.class_names = number_labels(texts, where, classes)
+        columns, rows, where = _read_rows(path, needed, split_column)
+        labels, self.class_names = _number_rows(columns, rows, where, label_column, classes)
         keep = np.arange(len(rows))
         if split is not None:
             keep = np.array([i for i in keep if rows[i][split_column].strip() == split], int)
@@ -379,6 +351,50 @@ class CSVSource(_FileSource):
                 f"`images`: none of the {len(keep)} files of {path} is in {self._files.root}; "
                 f"the first would be {self._files.where(self._names[0])}."
             )
+
+
+def read_labels(path: str | os.PathLike) -> list[str]:
+    """Return the names of a table's classes as `CSVSource` numbers them, without its images."""
+    columns, rows, where = _read_rows(
+        path, {"file_column": "file", "label_column": "label"}, "split"
+    )
+    return _number_rows(columns, rows, where, "label", None)[1]
+
+
+def _read_rows(path, needed: dict[str, str], split_column: str):
+    """Return the columns of a table, its rows without repetition, and where each stands."""
+    columns, listed = read_table(path, "path")
+    for argument, column in needed.items():
+        if column not in columns:
+            raise ValueError(
+                f"`{argument}`={column!r}: {path} has no such column; "
+                f"it has {', '.join(map(repr, columns)) or 'none'}."
+            )
+    rows, lines, file_column = [], [], needed["file_column"]
+    for line, row in listed:
+        if None in row.values():
+            raise ValueError(f"{path}, line {line}: fewer values than columns.")
+        if any(row.get(None, ())):
+            raise ValueError(
+                f"{path}, line {line}: more values than columns; put a value that has a comma "
+                'in it between quotation marks: "Smith, Anna".'
+            )
+        rows.append(row | {file_column: posix_name(row[file_column])})
+        lines.append(line)
+    if not rows:
+        raise ValueError(f"{path} has a header but no rows.")
+    told = (needed["label_column"], split_column, _NUMBER_COLUMN, *LANDMARK_COLUMNS)
+    rows, lines = _without_repetition(rows, lines, file_column, told, path)
+    return columns, rows, [f"{path}, line {line}" for line in lines]
+
+
+def _number_rows(columns, rows, where, label_column: str, classes: int | None):
+    """Return the labels of a table's rows and the names of all classes."""
+    texts = [row[label_column].strip() for row in rows]
+    if label_column == "label" and _NUMBER_COLUMN in columns:
+        numbers = [row[_NUMBER_COLUMN].strip() for row in rows]
+        return _numbered_as_told(texts, numbers, where, classes)
+    return number_labels(texts, where, classes)
 
 
 def _stored_names(names: Sequence[str], files: Folder | Zip) -> list[str]:

@@ -39,8 +39,9 @@ def grad_cam(
 
     Args:
         model: A Functional or Sequential model from images to scores (batch, classes). The
-            gradient is that of the model's output: a cosine or a logit. A softmax at the end
-            mixes the other classes in.
+            gradient is that of the model's output, a cosine or a logit; where it ends in a softmax
+            or sigmoid, that of what goes into it, as in the paper (behind it the gradient of a
+            class that is certain would be 0).
         images: Array (batch, height, width, channels), as the model takes them.
         class_index: The class to explain: one for all images, or one for each, (batch,). ``None``:
             the class with the highest score of each image.
@@ -183,8 +184,11 @@ def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> n
     chosen = ops.one_hot(ops.convert_to_tensor(classes, "int32"), scores.shape[-1])
     half = keras.backend.standardize_dtype(activations.dtype) == "float16"
 
+    behind = _without_activation(model)
+
     def score(activations):
-        with intercepted({layer: lambda call, *args, **kwargs: activations}):
+        given = {layer: lambda call, *args, **kwargs: activations}
+        with intercepted(behind | given):
             outputs = ops.cast(model(images, training=False), "float32")
         return ops.sum(outputs * chosen) * (_HALF_PRECISION_SCALE if half else 1.0)
 
@@ -199,6 +203,27 @@ def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> n
     cam = _divide_by_maximum(cam)
     cam = ops.image.resize(cam, (height, width), "bilinear", data_format="channels_last")
     return _divide_by_maximum(ops.convert_to_numpy(cam))[..., 0].astype("float32")
+
+
+def _without_activation(model: keras.Model) -> dict[keras.layers.Layer, Callable[..., Any]]:
+    """Return what to run in place of a last layer that ends in a softmax or sigmoid."""
+    layer = model
+    while isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
+        layer = layer.outputs[0]._keras_history.operation
+    if isinstance(layer, keras.layers.Softmax):
+        return {layer: lambda call, x, *args, **kwargs: x}
+    squashing = (keras.activations.softmax, keras.activations.sigmoid)
+    if getattr(layer, "activation", None) not in squashing:
+        return {}
+
+    def linear(call, *args, **kwargs):
+        former, layer.activation = layer.activation, keras.activations.linear
+        try:
+            return call(*args, **kwargs)
+        finally:
+            layer.activation = former
+
+    return {layer: linear}
 
 
 def _divide_by_maximum(cam: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from keras_hybrid._version import __version__
 from keras_hybrid.export.calibration import CALIBRATED
 from keras_hybrid.export.preparation import (
     IMAGE,
+    PATTERN,
     SIGNATURE,
     PreparedModel,
     choose_samples,
@@ -93,6 +94,11 @@ def to_saved_model(
     target = Path(path)
     if target.suffix in {".keras", ".h5", ".tflite", ".onnx", ".pb"}:
         raise ValueError(f"A SavedModel is a folder; path ends in {target.suffix!r}: {target}")
+    if PATTERN & set(str(target.resolve())):
+        raise ValueError(
+            "TensorFlow takes *, ?, [ and ] in the path of a SavedModel for a pattern and would "
+            f"not find its variables: {target.resolve()}. Give a path without."
+        )
     there = {file.name for file in target.iterdir()} if target.is_dir() else set()
     if target.is_file() or (there and not (target / "saved_model.pb").is_file()):
         raise ValueError(f"{target} exists and is not a SavedModel; it is left as it is.")

@@ -19,6 +19,8 @@ import numpy as np
 IMAGE = "image"
 SIGNATURE = "serving_default"
 OUTPUTS = ("predictions", "embedding", "cosines", "probabilities")
+# Where TensorFlow reads the variables of a SavedModel, it takes these in a path for a pattern.
+PATTERN = frozenset("*?[]")
 MAX_REPRESENTATIVE_IMAGES = 1000
 _MAX_SAMPLES = 8
 _FLOAT_POLICIES = {"float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"}
@@ -310,7 +312,7 @@ def _output_names(model: keras.Model, output: str | None) -> tuple[str, ...]:
     if len(model.outputs) == 1:
         return ("output",)
     names = [name.replace("/", "_") for name in model.output_names]
-    if len(set(names)) < len(model.outputs):
+    if len({*names, IMAGE}) < len(model.outputs) + 1:  # the input's name is taken, too
         names = [f"output_{index}" for index in range(len(model.outputs))]
     return tuple(names)
 

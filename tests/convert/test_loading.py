@@ -107,6 +107,14 @@ def test_a_file_with_code_in_it_is_refused(model, tmp_path):
         kh.convert.load_torch_weights(model, tmp_path / "weights.pt")
 
 
+@pytest.mark.parametrize("content", [b"hello, no checkpoint", b"Qx", b"\x80\x02h\x05.", b"<html>"])
+def test_a_file_that_is_no_checkpoint_is_named(content, tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "other.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"other\.pth"):
+        kh.convert.read_torch_weights(tmp_path / "other.pth")
+
+
 def test_missing_unexpected_and_misshapen_tensors_are_listed_and_nothing_changes(model, checkpoint):
     before = model.get_weights()
     del checkpoint["norm.weight"]

@@ -299,6 +299,16 @@ def test_16_bit_grey_is_scaled(tmp_path):
     image = FolderSource(tmp_path).read(0)
     np.testing.assert_array_equal(image[..., 0], [[0, 100], [200, 255]])
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
+    for file_format in ("PNG", "TIFF"):  # a frame in the dark is dark
+        file = io.BytesIO()
+        Image.fromarray(np.array([[0, 200, 257]], np.uint16)).save(file, file_format)
+        assert decode_image(file.getvalue(), "x")[0, :, 0].tolist() == [0, 1, 1]
+
+
+def test_floats_of_0_to_1_are_not_black():
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 0.2, 1]], np.float32)).save(file, "TIFF")
+    assert decode_image(file.getvalue(), "x.tif")[0, :, 0].tolist() == [0, 51, 255]
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])

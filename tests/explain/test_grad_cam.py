@@ -105,6 +105,32 @@ def test_a_class_for_each_image_and_batches_of_any_size():
         np.testing.assert_allclose(cam[i], one[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("squashing", ["softmax", "sigmoid", "layer", "nested"])
+def test_a_class_that_is_certain_is_explained_by_what_the_softmax_takes(squashing):
+    """Behind a softmax or sigmoid of 1 the gradient is 0 throughout."""
+    images, model = photographs(2, 16, 16), colour_cnn()
+    certain = np.array([[900.0, -9.0], [0.0, 0.0], [0.0, 9.0]])
+    model.get_layer("predictions").kernel.assign(certain)
+    expected = kh.explain.grad_cam(model, images, class_index=0)
+    if squashing in ("softmax", "sigmoid"):
+        activated = colour_cnn()
+        activated.get_layer("predictions").kernel.assign(certain)
+        activated.get_layer("predictions").activation = keras.activations.get(squashing)
+    elif squashing == "layer":
+        activated = keras.Model(model.input, layers.Softmax()(model.output))
+    else:
+        head = keras.Sequential([layers.Dense(2, use_bias=False, activation="softmax")])
+        pooled = model.layers[-2].output
+        activated = keras.Model(model.input, head(pooled))
+        head.layers[0].kernel.assign(certain)
+    scores = activated.predict(images, verbose=0)
+    assert scores[:, 0].tolist() == [1, 1]
+    found = kh.explain.grad_cam(activated, images, class_index=0)
+    assert expected.max() == 1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(activated.predict(images, verbose=0), scores)
+
+
 def test_nothing_for_the_class_is_a_map_of_zeros():
     images = np.zeros((1, 16, 16, 3), "uint8")
     assert not kh.explain.grad_cam(colour_cnn(), images, class_index=0).any()

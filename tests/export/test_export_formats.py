@@ -235,6 +235,15 @@ def test_an_operator_that_litert_lacks_is_named_and_the_earlier_file_survives(tm
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_an_output_with_the_name_of_the_input_gets_another(tmp_path):
+    skip_without(*NEEDS["to_onnx"])
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(3, 3, padding="same", name="image")(image)
+    model = keras.Model(image, [x, layers.GlobalAveragePooling2D(name="code")(x)])
+    report = export.to_onnx(model, tmp_path / "model.onnx")
+    assert [output.name for output in report.outputs] == ["output_0", "output_1"]
+
+
 @pytest.mark.parametrize("name", ["model", "former"])
 def test_several_outputs_keep_their_names_and_a_saved_model_is_replaced(tmp_path, name):
     skip_without(*NEEDS["to_saved_model"])

@@ -177,6 +177,38 @@ def test_what_cannot_be_folded_is_left_as_it_is(model):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
 
 
+@keras.saving.register_keras_serializable("test_folding")
+class Again(layers.Layer):
+    """Applies a layer of the model once more, which the model's graph does not show."""
+
+    def __init__(self, layer, **arguments):
+        super().__init__(**arguments)
+        self.layer = layer
+
+    def call(self, inputs):
+        return self.layer(keras.ops.relu(inputs))
+
+    def get_config(self):
+        return super().get_config() | {"layer": keras.saving.serialize_keras_object(self.layer)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+
+
+@pytest.mark.parametrize("quantization", [None, "float16"])
+def test_a_layer_with_other_work_than_the_graph_shows_is_exported_as_it_is(quantization, tmp_path):
+    skip_without(*NEEDS["to_litert"])
+    linear = layers.Conv2D(3, 3, padding="same")
+    model = build(linear, layers.BatchNormalization(), Again(linear), layers.Flatten())
+    folder = tmp_path / "runs [2]"  # which TensorFlow would take for a pattern
+    report = kh.export.to_litert(model, folder / "model.tflite", quantization, input_range=(0, 1))
+    assert report.relative_difference < (1e-5 if quantization is None else 1e-2)
+    assert [file.name for file in folder.iterdir()] == ["model.tflite"]
+    with pytest.raises(ValueError, match=r"TensorFlow takes \*, \?, \[ and \] in the path"):
+        kh.export.to_saved_model(model, folder / "saved")
+
+
 @pytest.mark.slow
 @pytest.mark.any_backend
 def test_a_published_network_keeps_its_embeddings_in_eight_bits(tmp_path):

@@ -220,6 +220,7 @@ def test_keywords_are_added_key_by_key():
         (("--margin", "-0.1"), r"margin must be in \[0, inf\) or none for loss='cosface'; got -0"),
         (("--margin", "4", "--loss", "arcface"), "or none for loss='arcface'; got 4"),
         (("--margin", "0", "--loss", "sphereface"), r"margin must be in \(0, inf\)"),
+        (("--data-options", "split=test"), "data_options has split: give train_split and test"),
         (("--loss", "softmax", "--margin", "0.4"), "margin is for a loss with one"),
         (("--loss", "cross_entropy", "--margin", "0.4"), "margin is for a loss with one"),
         (("--export", "none+litert"), "export must be of litert"),

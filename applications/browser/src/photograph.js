@@ -65,6 +65,8 @@ export class Photograph {
     this.picture.width = Math.max(1, Math.round(bitmap.width * scale));
     this.picture.height = Math.max(1, Math.round(bitmap.height * scale));
     const context = this.picture.getContext("2d", { willReadFrequently: true });
+    context.fillStyle = "white"; // what is transparent lies on white, as in Python
+    context.fillRect(0, 0, this.picture.width, this.picture.height);
     context.drawImage(bitmap, 0, 0, this.picture.width, this.picture.height);
     bitmap.close();
     this.image = context.getImageData(0, 0, this.picture.width, this.picture.height);

@@ -13,7 +13,10 @@ class MainActivity : Activity() {
         super.onCreate(savedInstanceState)
         val crop = assets.open("crop.png").use { BitmapFactory.decodeStream(it) }
         FaceEmbedder(assets).use { embedder ->
-            Log.i("FaceEmbedder", embedder.embed(crop).joinToString())
+            // A log entry is cut off after some 4,000 bytes.
+            for (numbers in embedder.embed(crop).toList().chunked(64)) {
+                Log.i("FaceEmbedder", numbers.joinToString())
+            }
         }
     }
 }
