@@ -808,7 +808,7 @@ def test_data_are_read_with_the_options_of_training(capsys, folder, lonely_model
     calibration += ("--data-options", "split=test")
     out = tmp_path / "x.tflite"
     message = failure(capsys, "export", lonely_model, out, "--to", "litert", *calibration)
-    assert "nowhere does not exist" in message
+    assert "nowhere' does not exist" in message
     given = build_parser().parse_args(
         ["evaluate", "m.keras", "--data", "x", "--data-options", "align=false", "a=none", "b=2"]
     )
