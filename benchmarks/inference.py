@@ -190,7 +190,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     """Draw images a second of processor time over the batch, a panel for each model."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     drawing = Figure(figsize=(3.4 * len(models) + 1.6, 3.8), layout="constrained")
@@ -210,6 +210,9 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
         batches = sorted({row["batch"] for row in rows if "cpu_milliseconds" in row})
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xticks(batches)
         axes.xaxis.set_minor_locator(NullLocator())
