@@ -287,7 +287,7 @@ def plot(table: pathlib.Path) -> None:
             axes.tick_params(which="both", labelsize=7)
             axes.tick_params(axis="x", labelrotation=60)
             axes.grid(alpha=0.3)
-            axes.margins(y=0.3)
+            axes.margins(y=0.15 + 0.1 * len(rows))  # above the curves the legend
             axes.legend(frameon=False, fontsize=6.5, loc="upper left")
     drawing.savefig(table.with_suffix(".png"), dpi=150)
 
