@@ -117,11 +117,7 @@ def build_model(recipe: Recipe, classes: int, steps_per_epoch: int):
 
     import keras_hybrid as kh
 
-    if classes % recipe.mesh_axes.get("model", 1):
-        raise ValueError(
-            f"The mesh's model must divide the number of identities, {classes}; got "
-            f"mesh={recipe.mesh!r}."
-        )
+    check_classes(recipe, classes)
     is_margin = recipe.loss != "cross_entropy"
     arguments = {
         "classes": classes,
@@ -245,26 +241,44 @@ def _with_sampled_classes(recipe: Recipe, arguments: dict):
         seed=recipe.seed,
         name="predictions",
     )
-    if head.sampled < recipe.batch_size:
-        raise ValueError(
-            f"sampling_rate {recipe.sampling_rate:g} of {head.classes} identities is "
-            f"{head.sampled} a step, fewer than a batch of {recipe.batch_size} may have: raise "
-            "sampling_rate or lower batch_size."
-        )
     trunk = kh.create_model(recipe.model, include_top=False, pooling="native", **arguments)
     inputs = trunk.inputs if len(trunk.inputs) > 1 else trunk.inputs[0]
     return kh.applications.MarginModel(inputs, head(trunk.output), name=trunk.name)
+
+
+def check_classes(recipe: Recipe, classes: int) -> None:
+    """Look at what does not fit the number of classes, which is known before images are read.
+
+    Raises:
+        ValueError: If the mesh or a sample of the identities does not fit it.
+    """
+    import keras_hybrid as kh
+
+    if classes % recipe.mesh_axes.get("model", 1):
+        raise ValueError(
+            f"The mesh's model must divide the number of identities, {classes}; got "
+            f"mesh={recipe.mesh!r}."
+        )
+    if recipe.sampling_rate < 1:
+        sampled = kh.layers.PartialCosineClassifier(classes, recipe.sampling_rate).sampled
+        if sampled < recipe.batch_size:
+            raise ValueError(
+                f"sampling_rate {recipe.sampling_rate:g} of {classes} identities is {sampled} a "
+                f"step, fewer than a batch of {recipe.batch_size} may have: raise sampling_rate "
+                "or lower batch_size."
+            )
 
 
 def check_model(recipe: Recipe) -> None:
     """Look at what can be wrong with a recipe's model before it is built.
 
     Raises:
-        ValueError: If the model is not registered or has no such arguments, there is no file of
-            initial weights, or the backend takes one step at a time.
+        ValueError: If the model is not registered, has no such arguments or no attention for
+            ``remat``, there is no file of initial weights, or the backend takes one step at a time.
     """
     import keras
 
+    import keras_hybrid as kh
     from keras_hybrid.applications.registry import model_signature
 
     if recipe.steps_per_execution > 1 and keras.backend.backend() == "torch":
@@ -280,6 +294,10 @@ def check_model(recipe: Recipe) -> None:
             f"model_arguments has {', '.join(unknown)}; {recipe.model} takes "
             f"{', '.join(parameters)}."
         )
+    arguments = {"remat": recipe.remat, **recipe.model_arguments}
+    if arguments["remat"]:  # whether there is attention is known of a model that is built
+        size = recipe.image_size
+        kh.create_model(recipe.model, **{"input_shape": (size, size, 3), **arguments})
     weights = recipe.initial_weights
     if weights is not None and not pathlib.Path(weights).is_file():
         raise ValueError(f"initial_weights must be an existing .keras file; got {weights!r}.")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 if __package__ in (None, ""):  # run as a file: find the package beside this folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from training.model import begin_with_trained, build_model, check_model
+from training.model import begin_with_trained, build_model, check_classes, check_model
 from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
 
 LOG = logging.getLogger("training")
@@ -111,6 +111,7 @@ def load_data(recipe: Recipe):
     from keras_hybrid import data
 
     train, test = open_data(recipe)
+    check_classes(recipe, len(train.class_names))  # before images are read, which may take long
     if recipe.reading == "memory":
         train = data.load_arrays(train, recipe.image_size, landmarks=recipe.takes_landmarks)
     tested = set(test.labels.tolist())

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import dataclasses
 import importlib.util
@@ -620,6 +621,24 @@ def test_images_read_lazily_train_the_same_model(tmp_path, monkeypatch):
     # A broken file that is all of a class's share: training has reported it, the export goes on.
     pathlib.Path(source.paths[0]).write_bytes(b"no image")
     assert len(report._some_images(lazy, source, 7)) == len(calibration) - 1
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"remat": True, "model": "mobilefacenet", "model_arguments": {}}, "no attention layer"),
+        ({"sampling_rate": 0.3}, "sampling_rate 0.3 of 4 identities is 2 a step"),
+        ({"mesh": "data=2,model=3"}, "must divide the number of identities, 4"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_images_are_read(
+    changes, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data, "load_arrays", lambda *_, **__: pytest.fail("images are read"))
+    monkeypatch.setattr(train, "distribution", lambda recipe: contextlib.nullcontext())
+    with pytest.raises(ValueError, match=message):
+        train.run(dataclasses.replace(TINY, **changes), tmp_path, verbose=0)
 
 
 @pytest.mark.any_backend
