@@ -29,6 +29,15 @@ image_module = pytest.importorskip("PIL.Image", reason="the command line reads i
 
 SIZE = 32
 PEOPLE = 5
+ARCHITECTURE = {
+    "input_shape": (SIZE, SIZE, 3),
+    "patch_size": 8,
+    "dim": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "conv_dim": 16,
+    "classes": PEOPLE,
+}
 NAMES = ["Ada", "Björk", "Chidi", "Duong", "Eve"]
 
 
@@ -46,15 +55,7 @@ def spread(model):
 def folder(tmp_path_factory) -> Path:
     """A model, a folder of five people with four images each, and pairs of them."""
     folder = tmp_path_factory.mktemp("cli")
-    model = kh.applications.FaceRec(
-        input_shape=(SIZE, SIZE, 3),
-        patch_size=8,
-        dim=32,
-        depth=2,
-        num_heads=4,
-        conv_dim=16,
-        classes=PEOPLE,
-    )
+    model = kh.applications.FaceRec(**ARCHITECTURE)
     spread(model).save(folder / "model.keras")
     images, labels = kh.data.synthetic_identities(PEOPLE, 4, 48)
     for position, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -178,6 +179,8 @@ def test_version(capsys):
         (["explain", "a.jpg", "--model", "m.keras", "--class", "Anna"], "--names"),
         (["explain", "a.jpg", "--model", "m.keras", "--input-range", "1", "0"], "smaller value"),
         (["evaluate", "m.keras"], "--data, or --pairs"),
+        (["evaluate", "m.keras", "--data", "x", "--input-range", "1", "0"], "smaller value"),
+        (["verify", "a", "b", "--model", "m", "--input-range", "1", "0"], "smaller value"),
         (
             ["evaluate", "m.keras", "--data", "x", "--data-options", "split=test"],
             "--data-options has split: give --split instead",
@@ -418,6 +421,53 @@ def test_verify_turns_photographs_upright(capsys, folder, face, tmp_path):
         "--json",
     )  # fmt: skip
     assert json.loads(out)["cosine"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.fixture
+def bare_model(folder, tmp_path) -> Path:
+    """The model without its preprocessing, with the same weights."""
+    model = keras.saving.load_model(folder / "model.keras")
+    bare = kh.applications.FaceRec(**ARCHITECTURE, include_preprocessing=False)
+    bare.set_weights(model.get_weights())
+    (tmp_path / "bare").mkdir()
+    bare.save(tmp_path / "bare" / "model.keras")
+    return tmp_path / "bare" / "model.keras"
+
+
+def test_photographs_are_brought_to_the_range_that_a_model_takes(
+    capsys, folder, face, bare_model, lonely_model
+):
+    people = ("--data", folder / "faces", "--pairs", folder / "pairs.txt")
+    people += ("--pairs-images", folder / "faces")
+    own = ("--input-range", -1, 1)
+    status, expected, _ = run(capsys, "evaluate", lonely_model, *people)
+    assert status == 0
+    found = run(capsys, "evaluate", bare_model, *people, *own, "--out", bare_model.parent)
+    assert found[0] == 0, found[2]
+    assert found[1].splitlines()[: len(expected.splitlines())] == expected.splitlines()
+    assert run(capsys, "evaluate", bare_model, *people)[1] != expected
+    pair = ("verify", face(0, 1), face(0, 2), "--json", "--flip", "--model")
+    same = json.loads(run(capsys, *pair, lonely_model, "--threshold", 0.3)[1])["cosine"]
+    _, out, err = run(capsys, *pair, bare_model, *own)
+    assert json.loads(out)["cosine"] == pytest.approx(same, abs=1e-5)
+    assert "--input-range" not in err
+    _, out, err = run(capsys, *pair, bare_model)
+    assert json.loads(out)["cosine"] != pytest.approx(same, abs=1e-5)
+    assert "note: the threshold was measured with --input-range -1 1." in err
+
+
+def test_a_litert_file_says_itself_what_range_it_takes(
+    capsys, face, bare_model, lonely_model, tmp_path
+):
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("ai_edge_litert")
+    file = tmp_path / "bare.tflite"
+    kh.export.to_litert(bare_model, file, output="embedding", input_range=(-1, 1))
+    pair = ("verify", face(0, 1), face(0, 2), "--json", "--threshold", 0.3, "--model")
+    expected = json.loads(run(capsys, *pair, lonely_model)[1])["cosine"]
+    assert json.loads(run(capsys, *pair, file)[1])["cosine"] == pytest.approx(expected, abs=1e-5)
+    message = failure(capsys, *pair, file, "--input-range", 0, 1)
+    assert "says itself that it takes values in [-1, 1]" in message
 
 
 def test_verify_says_what_is_wrong_with_a_model(capsys, face, tmp_path):

@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "say whether two face images show the same person",
         "Compare two face images, cropped as those the model was trained on. The exit status is "
         "0 for both verdicts.",
+        check=_check_input_range,
     )
     command.add_argument("first", type=Path, metavar="A.jpg")
     command.add_argument("second", type=Path, metavar="B.jpg")
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"or evaluation measured, in the {RESULTS} beside the model",
     )
     command.add_argument("--flip", action="store_true", help="add each image's mirror image")
+    _add_input_range(command, "; images are brought to it. A .tflite file says its own")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = _command(
@@ -202,6 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("model", type=Path, metavar="MODEL.keras")
     command.add_argument("--flip", action="store_true", help="use each image's mirror image, too")
+    _add_input_range(command, "; images are brought to it")
     command.add_argument(
         "--batch-size", type=_whole_number, default=64, metavar="N", help="default: 64"
     )
@@ -478,6 +481,7 @@ def _check_evaluate(given: argparse.Namespace) -> None:
             raise UsageError(
                 f"--{option.replace('_', '-')} belongs to --{owner.replace('_', '-')}."
             )
+    _check_input_range(given)
     if given.split is not None and given.test_fraction is not None:
         raise UsageError("Give --split or --test-fraction, not both.")
     for name, _ in given.data_options or ():

@@ -15,6 +15,7 @@ from keras_hybrid.cli.reading import (
     check_embedding,
     check_file,
     image_size,
+    in_range,
     load_model,
     open_source,
     read_results,
@@ -42,6 +43,7 @@ def run_evaluate(given: argparse.Namespace) -> None:
         "model": str(given.model),
         "name": model.name,
         "parameters": model.count_params(),
+        "input_range": given.input_range or [0, 255],
         "classification": None,
         "verification": None,
     }
@@ -61,8 +63,9 @@ def run_evaluate(given: argparse.Namespace) -> None:
     verified = None
     if pairs is not None:
         verified = evaluation.evaluate_pairs(
-            model,
+            in_range(model, given.input_range, embedding=True),
             pairs,
+            image_size=size,
             flip=given.flip,
             batch_size=given.batch_size,
             threshold=given.threshold,
@@ -131,7 +134,7 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
             file=sys.stderr,
         )
     result = evaluation.evaluate_classifier(
-        model,
+        in_range(model, given.input_range),
         test.images,
         test.labels,
         flip=given.flip,

@@ -45,6 +45,30 @@ def image_size(model, path: Path, may_take_landmarks: bool = False) -> tuple[int
     return shapes[0][1:3]
 
 
+def in_range(model, input_range: list[float] | None, embedding: bool = False):
+    """Return what takes images in [0, 255] to a model's output, or to its embedding.
+
+    Args:
+        model: A model; without another range it is what is returned.
+        input_range: Smallest and largest value that it takes, or None for [0, 255].
+        embedding: Whether to stop at its layer ``embedding``.
+
+    Raises:
+        ValueError: If the model takes landmarks and another range.
+    """
+    if input_range in (None, [0, 255]):
+        return model
+    if len(model.inputs) > 1:
+        raise ValueError("--input-range is for models that take images alone.")
+    import keras
+    import numpy as np
+
+    low, high = map(np.float32, input_range)
+    if embedding:
+        model = keras.Model(model.input, model.get_layer("embedding").output)
+    return lambda images: model.predict_on_batch(low + images * ((high - low) / np.float32(255)))
+
+
 def check_embedding(model, path: Path) -> None:
     """Raise ValueError for a model without an embedding."""
     if "embedding" not in [layer.name for layer in model.layers]:

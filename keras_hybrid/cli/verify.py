@@ -14,6 +14,7 @@ from keras_hybrid.cli.reading import (
     check_embedding,
     check_file,
     image_size,
+    in_range,
     load_model,
     read_results,
 )
@@ -70,6 +71,12 @@ def _threshold(given: argparse.Namespace) -> tuple[float, str]:
     measured = str(results.get("model")) if results.get("kind") == EVALUATION else "last.keras"
     if Path(measured).stem != given.model.stem:
         print(f"note: the threshold was measured on {measured}.", file=sys.stderr)
+    own, taken = results.get("input_range", [0, 255]), given.input_range or [0, 255]
+    if own != taken and given.model.suffix.lower() != ".tflite":  # which has its own
+        print(
+            f"note: the threshold was measured with --input-range {own[0]:g} {own[1]:g}.",
+            file=sys.stderr,
+        )
     flip = verification.get("flip")
     if flip is not None and flip != given.flip:
         print(
@@ -99,7 +106,8 @@ def _embed_with_keras(given: argparse.Namespace):
     model = load_model(given.model)
     size = image_size(model, given.model)
     check_embedding(model, given.model)
-    return embed(model, _read_pair(given, size), batch_size=2, flip=given.flip)[0]
+    embedder = in_range(model, given.input_range, embedding=True)
+    return embed(embedder, _read_pair(given, size), batch_size=2, flip=given.flip)[0]
 
 
 def _embed_with_litert(given: argparse.Namespace):
@@ -122,14 +130,21 @@ def _embed_with_litert(given: argparse.Namespace):
             f"{given.model} does not put out an embedding: export it with --output embedding."
         )
     image = metadata["input"]
-    if list(image["value_range"]) != [0, 255] or image["shape"][-1] != 3:
+    low, high = image["value_range"]
+    if given.input_range not in (None, [low, high]):
         raise ValueError(
-            f"{given.model} takes values in {image['value_range']} and {image['shape'][-1]} "
-            "channels; `verify` feeds photographs, RGB in [0, 255]."
+            f"{given.model} says itself that it takes values in [{low:g}, {high:g}]: leave "
+            "--input-range out."
+        )
+    if image["shape"][-1] != 3:
+        raise ValueError(
+            f"{given.model} takes {image['shape'][-1]} channels; `verify` feeds photographs, RGB."
         )
     runner = Interpreter(model_path=str(given.model)).get_signature_runner("serving_default")
 
     def embedder(batch: np.ndarray) -> np.ndarray:
+        if [low, high] != [0, 255]:
+            batch = low + batch * np.float32((high - low) / 255)
         return runner(**{image["name"]: batch.astype(image["dtype"])})["embedding"]
 
     batch_size, *size = image["shape"][:3]
