@@ -171,7 +171,8 @@ def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> n
         seen.append(call(*args, **kwargs))
         return seen[-1]
 
-    with intercepted({layer: record}):
+    behind = _without_activation(model)
+    with intercepted(behind | {layer: record}):
         scores = model(images, training=False)
     if len(seen) != 1:
         raise ValueError(
@@ -183,8 +184,6 @@ def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> n
         classes = ops.convert_to_numpy(scores).argmax(axis=-1)
     chosen = ops.one_hot(ops.convert_to_tensor(classes, "int32"), scores.shape[-1])
     half = keras.backend.standardize_dtype(activations.dtype) == "float16"
-
-    behind = _without_activation(model)
 
     def score(activations):
         given = {layer: lambda call, *args, **kwargs: activations}
