@@ -243,9 +243,12 @@ def walk(exported, tmp_path_factory) -> dict:
     for name, path in exported.items():
         (site / name).symlink_to(path)
 
-    crops = kh.data.synthetic_identities(2, 1, SIZE)[0]
-    for index, crop in enumerate(crops):
-        Image.fromarray(crop).save(files / f"crop{index}.png")
+    crops = np.array(kh.data.synthetic_identities(2, 1, SIZE)[0])
+    crops[0][:8, :8] = 255  # what is transparent in the first picture lies on white, as in Python
+    cut_out = np.dstack([crops[0], np.full((SIZE, SIZE), 255, np.uint8)])
+    cut_out[:8, :8] = 0
+    Image.fromarray(cut_out).save(files / "crop0.png")
+    Image.fromarray(crops[1]).save(files / "crop1.png")
     Image.fromarray(kh.data.synthetic_identities(1, 1, 112)[0][0]).save(files / "picture.png")
     # Two of the drawn people whom the detector knows as faces, on one photograph.
     people = kh.data.synthetic_identities(3, 3, 320)[0]
