@@ -45,6 +45,7 @@ def rows_of(tmp_path, monkeypatch):
     def rows_of(*options):
         table = tmp_path / "gallery.csv"
         command = "gallery.py --sizes 600 --widths 32 --queries 200 --table"
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the program wants, and not all set
         monkeypatch.setattr(sys, "argv", [*command.split(), str(table), *options])
         gallery.main()
         with table.open(newline="") as file:
