@@ -22,6 +22,7 @@ from keras_hybrid.cli.arguments import build_parser
 from tests.cases import SMALL, predict
 from tests.convert.test_loading import checkpoint_of
 from tests.data.test_recordio import image_record, write
+from tests.explain.models import TINY_FACEREC
 
 pytestmark = pytest.mark.any_backend
 
@@ -29,15 +30,6 @@ image_module = pytest.importorskip("PIL.Image", reason="the command line reads i
 
 SIZE = 32
 PEOPLE = 5
-ARCHITECTURE = {
-    "input_shape": (SIZE, SIZE, 3),
-    "patch_size": 8,
-    "dim": 32,
-    "depth": 2,
-    "num_heads": 4,
-    "conv_dim": 16,
-    "classes": PEOPLE,
-}
 NAMES = ["Ada", "Björk", "Chidi", "Duong", "Eve"]
 
 
@@ -55,7 +47,7 @@ def spread(model):
 def folder(tmp_path_factory) -> Path:
     """A model, a folder of five people with four images each, and pairs of them."""
     folder = tmp_path_factory.mktemp("cli")
-    model = kh.applications.FaceRec(**ARCHITECTURE)
+    model = kh.applications.FaceRec(**TINY_FACEREC)
     spread(model).save(folder / "model.keras")
     images, labels = kh.data.synthetic_identities(PEOPLE, 4, 48)
     for position, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -427,7 +419,7 @@ def test_verify_turns_photographs_upright(capsys, folder, face, tmp_path):
 def bare_model(folder, tmp_path) -> Path:
     """The model without its preprocessing, with the same weights."""
     model = keras.saving.load_model(folder / "model.keras")
-    bare = kh.applications.FaceRec(**ARCHITECTURE, include_preprocessing=False)
+    bare = kh.applications.FaceRec(**TINY_FACEREC, include_preprocessing=False)
     bare.set_weights(model.get_weights())
     (tmp_path / "bare").mkdir()
     bare.save(tmp_path / "bare" / "model.keras")

@@ -5,7 +5,7 @@ import difflib
 import sys
 
 from keras_hybrid.cli.printing import format_size, print_facts
-from keras_hybrid.cli.reading import check_file, class_names, image_size, load_model
+from keras_hybrid.cli.reading import check_file, class_names, image_size, load_model, to_range
 
 
 def run_explain(given: argparse.Namespace) -> None:
@@ -33,10 +33,7 @@ def run_explain(given: argparse.Namespace) -> None:
     names = class_names(given.names, model)
     from keras_hybrid.explain import explain_image
 
-    low, high = given.input_range or (0, 255)
-    image = resize_image(photograph, size)
-    if (low, high) != (0, 255):
-        image = low + image.astype("float32") / 255 * (high - low)
+    image = to_range(resize_image(photograph, size), given.input_range)
     result = explain_image(
         model,
         image,
@@ -45,7 +42,7 @@ def run_explain(given: argparse.Namespace) -> None:
         layer=given.layer,
         class_index=_class_number(given.class_, names),
         class_names=names,
-        input_range=(low, high),
+        input_range=tuple(given.input_range or (0, 255)),
     )
 
     def named(number: int) -> str:

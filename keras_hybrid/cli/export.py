@@ -11,6 +11,7 @@ from keras_hybrid.cli.reading import (
     image_size,
     load_model,
     open_training_images,
+    to_range,
 )
 
 CALIBRATION_IMAGES = 200
@@ -36,10 +37,7 @@ def run_export(given: argparse.Namespace) -> None:
         if given.representative is not None:
             size = image_size(model, given.model)
             images = _calibration_images(given.representative, size, given.data_options)
-            if given.input_range not in (None, [0, 255]):
-                low, high = given.input_range
-                images = low + images.astype("float32") / 255 * (high - low)
-            options["representative_data"] = images
+            options["representative_data"] = to_range(images, given.input_range)
     report = getattr(export, f"to_{given.to}")(model, given.out, **options)
     relative = f"{report.max_abs_difference:.3g} ({report.relative_difference:.2g} of the largest)"
     left_out = {"left out of calibration": f"{len(report.left_out)}, unlike the other images"}

@@ -61,12 +61,18 @@ def in_range(model, input_range: list[float] | None, embedding: bool = False):
     if len(model.inputs) > 1:
         raise ValueError("--input-range is for models that take images alone.")
     import keras
-    import numpy as np
 
-    low, high = map(np.float32, input_range)
     if embedding:
         model = keras.Model(model.input, model.get_layer("embedding").output)
-    return lambda images: model.predict_on_batch(low + images * ((high - low) / np.float32(255)))
+    return lambda images: model.predict_on_batch(to_range(images, input_range))
+
+
+def to_range(images, input_range: list[float] | None):
+    """Return images in [0, 255], an array, in a model's input range: float32, or as they are."""
+    if input_range in (None, [0, 255]):
+        return images
+    low, high = input_range
+    return low + images.astype("float32") / 255 * (high - low)
 
 
 def check_embedding(model, path: Path) -> None:

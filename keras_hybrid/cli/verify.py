@@ -17,6 +17,7 @@ from keras_hybrid.cli.reading import (
     in_range,
     load_model,
     read_results,
+    to_range,
 )
 
 
@@ -143,8 +144,7 @@ def _embed_with_litert(given: argparse.Namespace):
     runner = Interpreter(model_path=str(given.model)).get_signature_runner("serving_default")
 
     def embedder(batch: np.ndarray) -> np.ndarray:
-        if [low, high] != [0, 255]:
-            batch = low + batch * np.float32((high - low) / 255)
+        batch = to_range(batch, [low, high])
         return runner(**{image["name"]: batch.astype(image["dtype"])})["embedding"]
 
     batch_size, *size = image["shape"][:3]

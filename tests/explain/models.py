@@ -6,20 +6,19 @@ import numpy as np
 import keras_hybrid as kh
 
 SIZE = 32
+TINY_FACEREC = {
+    "input_shape": (SIZE, SIZE, 3),
+    "patch_size": 8,
+    "dim": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "conv_dim": 16,
+    "classes": 5,
+}
 
 
 def tiny_facerec(**arguments) -> keras.Model:
-    arguments = {
-        "input_shape": (SIZE, SIZE, 3),
-        "patch_size": 8,
-        "dim": 32,
-        "depth": 2,
-        "num_heads": 4,
-        "conv_dim": 16,
-        "classes": 5,
-        **arguments,
-    }
-    return spread(kh.applications.FaceRec(**arguments))
+    return spread(kh.applications.FaceRec(**{**TINY_FACEREC, **arguments}))
 
 
 def tiny_facerec_small(**arguments) -> keras.Model:
