@@ -174,7 +174,7 @@ SMALL = {
         "num_heads": (1, 2),
         "window_size": 2,
     },
-    "facerec_small*": {
+    "facerec_[ms]*": {
         "input_shape": (16, 16, 3),
         "stem_channels": (4, 8),
         "stem_blocks": (0, 1),

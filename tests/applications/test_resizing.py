@@ -10,7 +10,7 @@ from tests.cases import FAMILIES, IMAGES, predict, relative_error, shared_model,
 
 # Layers that have a weight for each place of the map, which no interpolation can make.
 FIXED_SIZE = {
-    "facerec_small*": ["embedding_projection"],
+    "facerec_[ms]*": ["embedding_projection"],
     "iresnet*": ["embedding_projection"],
     "kprpe_*": ["landmark_points", "feature_projection"],
     "mobilefacenet*": ["global_conv"],
@@ -86,7 +86,7 @@ def test_position_embeddings_are_interpolated_and_the_class_token_kept(old, new)
     ("family", "arguments", "layer", "table", "old", "new"),
     [
         ("coatnet_*", {}, "stage1_block0_bias", "table", (3, 3), (15, 7)),
-        ("facerec_small*", {}, "block1_relative_position", "table", (3, 3), (15, 7)),
+        ("facerec_[ms]*", {}, "block1_relative_position", "table", (3, 3), (15, 7)),
         ("swin_*", {"window_size": 4}, "stage1_block0_bias", "table", (3, 3), (7, 7)),
         ("botnet*", {}, "stage2_block0_attention", "height_table", (7, 1), (31, 1)),
         ("botnet*", {}, "stage2_block0_attention", "width_table", (7, 1), (15, 1)),

@@ -27,7 +27,7 @@ NAMES = {
     "EfficientNet before a Face Transformer": "efficientvit_*",
     "Face Transformer": "vit_p*",
     "FaceRec": "facerec*",
-    "FaceRec-small": "facerec_small*",
+    "FaceRec-small": "facerec_[ms]*",
     "KP-RPE": "kprpe_*",
     "MobileFaceNet": "mobilefacenet*",
     "MobileNetV2": "mobilenet_v2*",

@@ -443,7 +443,7 @@ def test_a_normalization_is_told_only_if_one_layer_does_all_of_it(build, expecte
         json.dumps(prepared.normalization)
 
 
-@pytest.mark.parametrize("family", ["facerec_small*", "iresnet*", "kprpe_*"])
+@pytest.mark.parametrize("family", ["facerec_[ms]*", "iresnet*", "kprpe_*"])
 def test_a_face_models_own_normalization_is_told(family, tmp_path):
     model = small_model(family)
     layer = model.get_layer("preprocessing")
