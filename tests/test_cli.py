@@ -828,6 +828,48 @@ def test_evaluate_says_where_it_does_not_do_as_training_did(capsys, folder, lone
     record |= {"test_images": count, "data_options": {}}
     (lonely_model.parent / "results.json").write_text(json.dumps(record))
     assert run(capsys, *arguments, "--seed", "1")[2] == ""
+    # Fewer test images than the share that was held out.
+    record |= {"test_images": 1, "test_images_per_class": 1}
+    (lonely_model.parent / "results.json").write_text(json.dumps(record))
+    assert run(capsys, *arguments, "--seed", "1")[2] == ""
+    err = run(capsys, *arguments[:4])[2]
+    assert "note: the run held out a share of 0.5" in err
+    assert err.endswith("--test-fraction 0.5 --seed 1.\n")
+
+
+def test_images_are_aligned_by_a_table_of_landmarks(capsys, folder, lonely_model, tmp_path):
+    faces = sorted((folder / "faces").rglob("*.png"))
+    points = kh.data.face_template(48) + np.random.default_rng(0).normal(size=(len(faces), 5, 2))
+    columns = [f"{axis}{point}" for point in range(5) for axis in "xy"]
+    rows = [["file", *columns]] + [[f, *p.ravel()] for f, p in zip(faces, points, strict=True)]
+    landmarks, table = tmp_path / "landmarks.csv", tmp_path / "faces.csv"
+    landmarks.write_text("\n".join(",".join(map(str, row)) for row in rows))
+    table.write_text("\n".join(["file,label", *(f"{f},{f.parent.name}" for f in faces)]))
+    record = {"data_options": {"landmarks": str(landmarks), "align": True}}
+    (lonely_model.parent / "results.json").write_text(json.dumps(record))
+    arguments = ("evaluate", lonely_model, "--data", table, "--out", tmp_path / "out")
+    status, _, err = run(
+        capsys, *arguments, "--landmarks", landmarks, "--data-options", "align=true"
+    )
+    assert (status, err) == (0, "")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["classification"]
+    source = kh.data.open_source(str(table), landmarks=str(landmarks), align=True, image_size=112)
+    loaded = kh.data.load_arrays(source, SIZE)
+    model = keras.saving.load_model(lonely_model, compile=False)
+    expected = kh.evaluation.evaluate_classifier(model, loaded.images, loaded.labels)
+    assert found["top1"] == expected.top1
+    _, _, err = run(capsys, *arguments)
+    assert f"training read its images with --landmarks {landmarks} --data-options align=True" in err
+
+
+def test_names_of_other_classes_than_the_runs_are_refused(capsys, folder, face, lonely_model):
+    results = lonely_model.parent / "results.json"
+    results.write_text(json.dumps({"class_names": ["p0", "p1", "p2", "p3", "Zoe"]}))
+    explain = ("explain", face(0, 1), "--model", lonely_model, "--out", results.parent / "a.png")
+    export = ("export", lonely_model, results.parent / "a.tflite", "--to", "litert", "--names")
+    for command in ((*explain, "--names"), export):
+        status, _, message = run(capsys, *command, folder / "faces")
+        assert status == 1 and "not those that" in message and "4 is 'p4', not 'Zoe'" in message
 
 
 def test_data_are_read_with_the_options_of_training(capsys, folder, lonely_model, tmp_path):

@@ -343,10 +343,10 @@ class StopAtNaN(keras.callbacks.Callback):
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         raise FloatingPointError(
             f"The loss is {float(loss)} at step {step} (batch {batch} of the epoch), learning rate "
-            f"{rate:.3g}. Try, in this order: a lower --learning-rate or more --warmup-epochs; "
-            "--loss cosface with a smaller --margin, or a smaller --scale; --clip-norm 1; "
-            "--precision mixed_bfloat16 or float32 instead of mixed_float16. The last checkpoint "
-            "is from before."
+            f"{rate:.3g}. Try, in this order: a lower --learning-rate or, with --schedule cosine, "
+            "more --warmup-epochs; for a loss with a margin --loss cosface with a smaller "
+            "--margin, or a smaller --scale; --clip-norm 1; --precision mixed_bfloat16 or float32 "
+            "instead of mixed_float16. The last checkpoint is from before."
         )
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "MIRROR_ONLY",
     "Recipe",
     "add_overrides",
+    "check_use",
     "load_recipe",
     "recipe_names",
     "with_overrides",
@@ -427,6 +428,25 @@ def with_overrides(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     if changes.get("loss", recipe.loss) != recipe.loss:
         changes.setdefault("margin", None)  # one loss's angle is another's cosine or factor
     return dataclasses.replace(recipe, **changes)
+
+
+def check_use(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Raise ValueError where a value of the command line has no use in the recipe."""
+    for name, is_used, where in (
+        ("test_fraction", recipe.test_split is None, f"test_split={recipe.test_split!r}"),
+        ("scale", recipe.loss != "cross_entropy", "loss='cross_entropy'"),
+        *(
+            (name, recipe.optimizer == "muon", f"optimizer={recipe.optimizer!r}")
+            for name in ("matrix_learning_rate", "matrix_weight_decay")
+        ),
+        *(
+            (name, recipe.schedule == "cosine_restarts", f"schedule={recipe.schedule!r}")
+            for name in ("restart_steps", "restart_factor")
+        ),
+        ("warmup_epochs", recipe.schedule == "cosine", f"schedule={recipe.schedule!r}"),
+    ):
+        if getattr(arguments, name, None) is not None and not is_used:
+            raise ValueError(f"--{name.replace('_', '-')} has no use with {where}: leave it out.")
 
 
 def _pairs(option: str, items: list[str]) -> dict[str, Any]:

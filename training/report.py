@@ -99,6 +99,7 @@ def finish(
         "images": len(train.labels),
         "test_images": len(test.labels),
         "test_fraction": None if recipe.test_split else recipe.test_fraction,
+        "test_images_per_class": recipe.test_images_per_class,
         "data_options": recipe.data_options,
         "top1": plain.top1,
         "top5": plain.top_k.get(5),
@@ -137,6 +138,7 @@ def finish(
     tables["Most confused"] = [
         {"is": c.true, "taken for": c.predicted, "times": c.count} for c in plain.most_confused(8)
     ]
+    _write_results(results, out)  # before what may fail in any way, as figures and exports below
     if pairs is not None:
         verified, verified_flip = (
             evaluation.evaluate_pairs(model, pairs, flip=flip) for flip in (False, True)
@@ -163,7 +165,7 @@ def finish(
             }
             results["verification_sets"][name] = {k: r.to_dict() for k, r in found.items()}
             tables["Verification sets"][name] = {k: _accuracy(r) for k, r in found.items()}
-    _write_results(results, out)  # before figures and exports, which may fail in any way
+    _write_results(results, out)
     figures = {}
     if importlib.util.find_spec("matplotlib") is None:
         print("No figures: matplotlib is not installed.", flush=True)
@@ -266,10 +268,11 @@ def _exported_row(row: dict) -> dict:
 
 
 def _some_images(recipe: Recipe, train, count: int):
-    """Return ``count`` training images, evenly spread over the classes' order."""
+    """Return ``count`` training images, or all, evenly spread over the classes' order."""
     from keras_hybrid import data
 
-    rows = range(0, len(train.labels), max(1, len(train.labels) // count))[:count]
+    images = len(train.labels)
+    rows = np.linspace(0, images - 1, min(images, count)).round().astype(int)
     if recipe.reading == "memory":
         return train.images[rows]
     read = train.read_many(rows)  # a broken file, which training has reported, is left out
@@ -297,12 +300,15 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """Return what git calls the state of this checkout, or None outside one."""
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Return what git calls the state of this checkout, or None outside one or without git."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
     return answer.stdout.strip() or None

@@ -19,7 +19,14 @@ if __package__ in (None, ""):  # run as a file: find the package beside this fol
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from training.model import begin_with_trained, build_model, check_classes, check_model
-from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
+from training.recipe import (
+    Recipe,
+    add_overrides,
+    check_use,
+    load_recipe,
+    recipe_names,
+    with_overrides,
+)
 
 LOG = logging.getLogger("training")
 
@@ -49,7 +56,9 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Recip
     add_overrides(parser)
     given = parser.parse_args(arguments)
     try:
-        return given, with_overrides(load_recipe(given.recipe), given)
+        recipe = with_overrides(load_recipe(given.recipe), given)
+        check_use(recipe, given)
+        return given, recipe
     except ValueError as error:
         parser.error(str(error))
 
@@ -65,7 +74,7 @@ def open_data(recipe: Recipe):
     from keras_hybrid.data.loading import needed_landmarks
 
     size, options = (recipe.image_size, recipe.image_size), dict(recipe.data_options)
-    if "landmarks" in options and not recipe.takes_landmarks:
+    if "landmarks" in options and not (recipe.takes_landmarks or options.get("align")):
         LOG.warning("%s takes no landmarks: those of the data are not used.", recipe.model)
     if recipe.images is not None:
         options["images"] = recipe.images
@@ -80,14 +89,12 @@ def open_data(recipe: Recipe):
     else:
         source = open_source(recipe.data, size, **options)
         train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
-        untested = len(source.class_names) - len(set(test.labels.tolist()))
         if not len(test):
             raise ValueError(
                 f"test_fraction={recipe.test_fraction} holds none of {recipe.data} out: no class "
                 "has more than one image. Give train_split and test_split, or more images."
             )
-        if untested:
-            LOG.warning("%d classes have one image each: they are not tested.", untested)
+    _compare_labels(recipe, train, test)
     if len(train.class_names) < 2:
         raise ValueError(
             f"{recipe.data} has one class, {train.class_names[0]!r}, and training needs two at "
@@ -100,6 +107,25 @@ def open_data(recipe: Recipe):
     if recipe.takes_landmarks:
         needed_landmarks(train)
     return train, test
+
+
+def _compare_labels(recipe: Recipe, train, test) -> None:
+    """Say which classes are trained only or tested only; raise ValueError if none is both."""
+    trained, tested = set(train.labels.tolist()), set(test.labels.tolist())
+    if not trained & tested:
+        raise ValueError(
+            f"train_split={recipe.train_split!r} and test_split={recipe.test_split!r} of "
+            f"{recipe.data} have images of different classes: no tested class would be trained. "
+            "Compare people that are not trained on as pairs."
+        )
+    if untrained := len(tested - trained):
+        LOG.warning(
+            "%d classes have test images but none to train on: none of those is recognised.",
+            untrained,
+        )
+    if untested := len(trained - tested):
+        reason = "no test image" if recipe.train_split else "one image each"
+        LOG.warning("%d classes have %s: they are not tested.", untested, reason)
 
 
 def load_data(recipe: Recipe):
@@ -327,14 +353,6 @@ def fit(
     early = StopEarly(checkpoint, recipe.patience) if recipe.patience is not None else None
     if early is not None:
         callbacks.append(early)
-    labels = test.labels
-    if recipe.loss == "cross_entropy":
-        labels = _one_hot(labels, classes)
-    images = test.images
-    if recipe.takes_landmarks:
-        points = data.normalize_landmarks(test.landmarks, images.shape[1:3])
-        images = {"image": images, "landmarks": points}
-    validation = (images, labels)
     validation_batch_size = recipe.batch_size
     if recipe.mesh_axes:
         # Keras lays all batches out as the first: where that one cannot be split, none is, and the
@@ -342,6 +360,14 @@ def fit(
         axes = recipe.mesh_axes
         split = axes["data"] if axes["data"] > 1 else axes["model"]
         validation_batch_size += validation_batch_size % split == 0
+    validation = data.Batches(
+        test.images,
+        test.labels,
+        validation_batch_size,
+        shuffle=False,
+        augment=_OneHot(None, classes) if recipe.loss == "cross_entropy" else None,
+        landmarks=test.landmarks if recipe.takes_landmarks else None,
+    )
     # An epoch that was broken off is finished by a fit of its own: Keras counts steps once a fit.
     stops = [batches.epoch + 1, recipe.epochs] if batches.start_batch else [recipe.epochs]
     for stop in stops:
@@ -352,8 +378,7 @@ def fit(
             batches.to_tf_dataset() if on_tensorflow else batches,
             initial_epoch=batches.epoch,
             epochs=stop,
-            validation_data=validation,
-            validation_batch_size=validation_batch_size,
+            validation_data=validation.to_tf_dataset() if on_tensorflow else validation,
             validation_freq=_validated_epochs(recipe),
             callbacks=callbacks,
             shuffle=False,  # Keras would permute the batches; ``Batches`` has shuffled the images
@@ -442,6 +467,9 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
     train, test = load_data(recipe)
     pairs = load_pairs(recipe)
     verification_sets = load_verification_sets(recipe)
+    for compared in (pairs, *verification_sets.values()):
+        for name in () if compared is None else compared.names:
+            compared.read(name)  # one that is broken would end the run after its training
     # After the data: what a reader imports on its first use may draw from Python's generator.
     keras.utils.set_random_seed(recipe.seed)
     classes = len(train.class_names)

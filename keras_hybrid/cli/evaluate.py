@@ -14,12 +14,12 @@ from keras_hybrid.cli.reading import (
     RESULTS,
     check_embedding,
     check_file,
+    check_names,
     image_size,
     in_range,
     load_model,
     open_source,
     read_results,
-    recorded_classes,
     recorded_run,
 )
 
@@ -33,7 +33,8 @@ def run_evaluate(given: argparse.Namespace) -> None:
 
     model = load_model(given.model)
     size = image_size(model, given.model, may_take_landmarks=True)
-    for option in ("landmarks", "pairs_landmarks"):
+    crops = dict(given.data_options or ()).get("align")  # images that landmarks align
+    for option in ("pairs_landmarks",) if crops else ("landmarks", "pairs_landmarks"):
         if getattr(given, option) is not None and len(model.inputs) == 1:
             raise ValueError(
                 f"{given.model} takes no landmarks: leave --{option.replace('_', '-')} out."
@@ -114,7 +115,7 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
             f"{given.data} has {len(source.class_names)} classes, {given.model} {shape[1]}: "
             "identification needs the classes the model was trained on, in the same order."
         )
-    _check_names(source.class_names, given)
+    check_names(source.class_names, given.data, given.model)
     if given.test_fraction is not None:
         source = data.split_source(source, given.test_fraction, given.seed or 0)[1]
         if not len(source):
@@ -125,7 +126,7 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
     takes_landmarks = len(model.inputs) > 1
     # The other classes are judged all the same.
     test = data.load_arrays(source, size, landmarks=takes_landmarks, every_class=False)
-    _compare_with_training(given, options, len(test.labels))
+    _compare_with_training(given, {**options, **table}, len(test.labels))
     lost = [test.class_names[label] for label in np.setdiff1d(source.labels, test.labels)]
     if lost:
         print(
@@ -163,23 +164,33 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
 def _compare_with_training(given: argparse.Namespace, options: dict, count: int) -> None:
     """Say where the images are not read, or not drawn, as the run's record says of its own."""
     record = recorded_run(given.model)
-    if record.get("data_options", options) != options:
-        asked = " ".join(f"{key}={value}" for key, value in record["data_options"].items())
-        print(
-            f"note: training read its images with --data-options {asked or 'none'}.",
-            file=sys.stderr,
-        )
-    if given.test_fraction is None or record.get("test_fraction") is None:
+    read = record.get("data_options", options)
+    if read != options:
+        asked = [f"--landmarks {read['landmarks']}"] if "landmarks" in read else []
+        others = [f"{key}={value}" for key, value in read.items() if key != "landmarks"]
+        asked += ["--data-options", *others] if others else []
+        _note(f"training read its images with {' '.join(asked) or 'no --data-options'}.")
+    fraction, seed = record.get("test_fraction"), record.get("seed")
+    if fraction is None or given.split is not None:
         return
-    drawn = record["test_fraction"], record.get("seed"), record["test_images"]
-    now = given.test_fraction, given.seed or 0, count
-    if drawn != now:
-        print(
-            f"note: the run held {drawn[2]} images out, with fraction {drawn[0]} and seed "
-            f"{drawn[1]}; these are {now[2]}, with {now[0]} and {now[1]}. Images that it was "
-            "trained on are among them, if they are of the same data.",
-            file=sys.stderr,
+    if given.test_fraction is None:
+        _note(
+            f"the run held out a share of {fraction} of its images; if these are its data, judge "
+            f"what it was not trained on: --test-fraction {fraction} --seed {seed}."
         )
+        return
+    # With so many images of each class the run kept fewer than it held out.
+    same_count = record.get("test_images_per_class") or record["test_images"] == count
+    if (fraction, seed) != (given.test_fraction, given.seed or 0) or not same_count:
+        _note(
+            f"the run held {record['test_images']} images out, with fraction {fraction} and seed "
+            f"{seed}; these are {count}, with {given.test_fraction} and {given.seed or 0}. Images "
+            "that it was trained on are among them, if they are of the same data."
+        )
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _number_as_training_split(source, given: argparse.Namespace) -> None:
@@ -206,29 +217,6 @@ def _number_as_training_split(source, given: argparse.Namespace) -> None:
     number = {name: label for label, name in enumerate(trained)}
     source.labels = np.array([number[n] for n in source.class_names], np.int32)[source.labels]
     source.class_names = list(trained)
-
-
-def _check_names(names: list[str], given: argparse.Namespace) -> None:
-    """Raise ValueError where the model's training had other classes, or in another order."""
-    from keras_hybrid.data.files import some
-
-    file = given.model.parent / RESULTS
-    trained = recorded_classes(given.model)
-    if trained is None or len(trained) != len(names):  # no record, or another model's
-        return
-    numbers = [str(number) for number in range(len(names))]
-    if set(trained) != set(names) and numbers in (trained, names):  # which are nobody's names
-        return
-    wrong = [
-        f"{number} is {name!r}, not {known!r}"
-        for number, (name, known) in enumerate(zip(names, trained, strict=True))
-        if name != known
-    ]
-    if wrong:
-        raise ValueError(
-            f"The classes of {given.data} are not those that {file} says {given.model} was "
-            f"trained on, in the same order: {some(wrong)}."
-        )
 
 
 def _check_out(folder: Path) -> None:

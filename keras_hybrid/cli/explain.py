@@ -30,7 +30,7 @@ def run_explain(given: argparse.Namespace) -> None:
             f"the model's {format_size(size)}.",
             file=sys.stderr,
         )
-    names = class_names(given.names, model)
+    names = class_names(given.names, model, given.model)
     from keras_hybrid.explain import explain_image
 
     image = to_range(resize_image(photograph, size), given.input_range)

@@ -25,7 +25,7 @@ def run_export(given: argparse.Namespace) -> None:
     model = _model_to_export(given)
     options: dict[str, Any] = {
         "output": given.output,
-        "labels": class_names(given.names, model),
+        "labels": class_names(given.names, model, given.model),
     }
     if given.input_range is not None:
         options["input_range"] = tuple(given.input_range)

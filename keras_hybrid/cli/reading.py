@@ -114,8 +114,13 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path} {problem}.")
 
 
-def class_names(source: str | None, model) -> list[str] | None:
-    """Return the names in a .txt file or of a data set's classes, or None without a source."""
+def class_names(source: str | None, model, path: Path) -> list[str] | None:
+    """Return the names in a .txt file or of a data set's classes, or None without a source.
+
+    Raises:
+        ValueError: If they are not as many as the model's classes, or a data set's are not those
+            in the record of the run that the model at ``path`` is of.
+    """
     if source is None:
         return None
     if source.lower().endswith(".txt"):
@@ -131,6 +136,8 @@ def class_names(source: str | None, model) -> list[str] | None:
     classes = model.outputs[0].shape[-1]
     if len(names) != classes:
         raise ValueError(f"{source} names {len(names)} classes, the model has {classes}.")
+    if not source.lower().endswith(".txt"):  # whose names are for the reader, in any words
+        check_names(names, source, path)
     return names
 
 
@@ -156,3 +163,26 @@ def recorded_classes(model: Path) -> list[str] | None:
     """Return the names of classes in the record of the run that a model is of, if there is one."""
     names = recorded_run(model).get("class_names")
     return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def check_names(names: list[str], source: str, model: Path) -> None:
+    """Raise ValueError where the model's training had other classes, or in another order."""
+    from keras_hybrid.data.files import some
+
+    file = model.parent / RESULTS
+    trained = recorded_classes(model)
+    if trained is None or len(trained) != len(names):  # no record, or another model's
+        return
+    numbers = [str(number) for number in range(len(names))]
+    if set(trained) != set(names) and numbers in (trained, names):  # which are nobody's names
+        return
+    wrong = [
+        f"{number} is {name!r}, not {known!r}"
+        for number, (name, known) in enumerate(zip(names, trained, strict=True))
+        if name != known
+    ]
+    if wrong:
+        raise ValueError(
+            f"The classes of {source} are not those that {file} says {model} was "
+            f"trained on, in the same order: {some(wrong)}."
+        )

@@ -52,14 +52,12 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
         ImportError: If Pillow is not installed.
     """
     image_module = import_pillow()
-    from PIL import ImageOps
-
     if not data:
         raise UnreadableImageError(path, "the file is empty")
     try:
         with image_module.open(io.BytesIO(data)) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            upright = _upright(image)
             if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
                 has_16_bits = upright.mode.startswith("I;16") or image.format == "PNG"
                 grey = _eight_bits(np.asarray(upright), 257.0 if has_16_bits else None)
@@ -87,6 +85,27 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
         if isinstance(error, image_module.UnidentifiedImageError):
             reason = "not an image that Pillow knows"
         raise UnreadableImageError(path, reason or type(error).__name__) from error
+
+
+def _upright(image):
+    """Turn a photograph as its Exif says."""
+    from PIL import ExifTags, Image
+
+    # Pillow's `exif_transpose` writes the other tags anew, and fails where one is damaged.
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged Exif raises nearly anything; the pixels are whole
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(values: np.ndarray, divisor: float | None) -> np.ndarray:

@@ -20,6 +20,7 @@ Sources: dmlc-core's ``recordio.h`` and ``recordio.cc``, MXNet's ``recordio.py``
 ``face2rec2.py`` and ``arcface_torch/dataset.py``.
 """
 
+import functools
 import logging
 import os
 import struct
@@ -112,7 +113,7 @@ class RecordIOSource(ImageSource):
         labels = np.where(starts["flag"] > 0, starts["first"], starts["label"])[rows]
         self.labels, self.class_names = _number_labels(labels, classes, self._where)
 
-    @property
+    @functools.cached_property
     def paths(self) -> list[str]:
         """Where each image lies: the file and the record's key."""
         return [self._where(index) for index in range(len(self))]

@@ -13,6 +13,7 @@ ArrayRecord is the format of Grain and TensorFlow Datasets: https://github.com/g
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -96,7 +97,7 @@ class ShardSource(ImageSource):
                 f"{len(self.labels)}."
             )
 
-    @property
+    @functools.cached_property
     def paths(self) -> list[str]:
         """Where each image lies: the file, the record's number and the name it was written from."""
         return [self._where(index) for index in range(len(self))]

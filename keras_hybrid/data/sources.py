@@ -13,6 +13,7 @@ become RGB, EXIF rotation is applied, and a file that cannot be decoded raises
 stop when the source is opened.
 """
 
+import functools
 import hashlib
 import logging
 import os
@@ -130,7 +131,7 @@ class _FileSource(ImageSource):
     _files: Folder | Zip
     _names: list[str]
 
-    @property
+    @functools.cached_property
     def paths(self) -> list[str]:
         """Where each image lies."""
         return [self._files.where(name) for name in self._names]
@@ -526,7 +527,7 @@ class Subset(ImageSource):
         self.class_names = source.class_names
         self.landmarks = None if source.landmarks is None else source.landmarks[indices]
 
-    @property
+    @functools.cached_property
     def paths(self) -> list[str]:
         """Where each image lies."""
         paths = self.source.paths

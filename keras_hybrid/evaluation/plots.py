@@ -375,8 +375,9 @@ def plot_confusion(
     axes.set_ylabel("true class")
     if classes <= 40:
         size = 9 if classes <= 20 else 6
-        # Dollar signs would start matplotlib's mathematics.
-        labels = [str(name).replace("$", r"\$") for name in names]
+        # Dollar signs would start matplotlib's mathematics, and it draws no broken UTF-8.
+        drawn = (str(name).replace("$", r"\$") for name in names)
+        labels = [name.encode(errors="backslashreplace").decode() for name in drawn]
         axes.set_xticks(range(classes), labels, rotation=90 if classes > 8 else 45, fontsize=size)
         axes.set_yticks(range(classes), labels, fontsize=size)
         if classes <= 8:

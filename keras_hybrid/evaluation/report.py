@@ -134,7 +134,8 @@ def write_report(
     if path.is_dir():
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document, encoding="utf-8")
+    # A class named by a folder whose name is not UTF-8 is shown with escapes.
+    path.write_text(document, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -1,5 +1,6 @@
 import io
 import logging
+import struct
 import threading
 import zipfile
 from pathlib import Path
@@ -29,6 +30,7 @@ from keras_hybrid.data.files import decode_image
 pytestmark = pytest.mark.any_backend
 
 Image = pytest.importorskip("PIL.Image")
+ImageOps = pytest.importorskip("PIL.ImageOps")
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 
@@ -356,6 +358,17 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     image = FolderSource(tmp_path).read(0)
     assert image.shape == (16, 24, 3)
     assert np.abs(image.astype(int) - upright).mean() < 6
+
+
+def test_a_photograph_is_upright_whatever_its_other_exif_tags_hold():
+    """Orientation 6 beside a date that is stored as a fraction, which no text is."""
+    tags = struct.pack("<HHHIHHHHIII", 2, 0x0112, 3, 1, 6, 0, 0x0132, 5, 1, 38, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags + struct.pack("<II", 1, 2)
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(file, "JPEG", exif=exif)
+    with pytest.raises(AttributeError):
+        ImageOps.exif_transpose(Image.open(file))
+    assert decode_image(file.getvalue(), "x.jpg").shape == (24, 16, 3)
 
 
 def damaged_files():

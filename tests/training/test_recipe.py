@@ -1,4 +1,5 @@
 import argparse
+import contextlib
 import csv
 import dataclasses
 import re
@@ -6,7 +7,14 @@ import statistics
 
 import pytest
 
-from training.recipe import Recipe, add_overrides, load_recipe, recipe_names, with_overrides
+from training.recipe import (
+    Recipe,
+    add_overrides,
+    check_use,
+    load_recipe,
+    recipe_names,
+    with_overrides,
+)
 from training.run_table import RESULTS
 from training.tables import TABLES
 
@@ -289,3 +297,28 @@ def test_another_loss_begins_with_its_own_margin():
 def test_a_folder_of_pairs_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="pairs='other_peple/' does not exist"):
         Recipe(model="facerec_small", data="faces/", pairs="other_peple/")
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        (
+            {"train_split": "a", "test_split": "b"},
+            ["--test-fraction", "0.4"],
+            "--test-fraction has no use with test_split='b'",
+        ),
+        ({"loss": "cross_entropy"}, ["--scale", "16"], "--scale .* loss='cross_entropy'"),
+        ({}, ["--matrix-learning-rate", "0.01"], "--matrix-learning-rate .* optimizer='adamw'"),
+        ({}, ["--restart-steps", "10"], "--restart-steps .* schedule='cosine'"),
+        ({}, ["--schedule", "constant", "--warmup-epochs", "1"], "--warmup-epochs .*='constant'"),
+        ({}, ["--optimizer", "muon", "--matrix-weight-decay", "0"], None),
+        ({"schedule": "constant"}, ["--schedule", "cosine", "--warmup-epochs", "1"], None),
+    ],
+)
+def test_a_value_without_a_use_is_refused(changes, arguments, message):
+    parser = argparse.ArgumentParser()
+    add_overrides(parser)
+    given = parser.parse_args(arguments)
+    recipe = with_overrides(Recipe(model="facerec_small", data="faces/", **changes), given)
+    with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        check_use(recipe, given)

@@ -275,6 +275,65 @@ def test_a_class_of_one_image_is_said_not_to_be_tested(tmp_path, caplog):
 
 
 @pytest.mark.any_backend
+def test_splits_by_identity_are_refused_and_lone_classes_said(tmp_path, caplog):
+    write_people(tmp_path / "faces", ["ann", "bob", "cem", "dan"], 2)
+    files = sorted((tmp_path / "faces").rglob("*.*"))
+    files = [file for file in files if file.is_file()]
+
+    def opened(tested):
+        rows = [f"{f},{f.parent.name},{'test' if tested(f) else 'train'}" for f in files]
+        (tmp_path / "faces.csv").write_text("\n".join(["file,label,split", *rows]))
+        splits = {"train_split": "train", "test_split": "test"}
+        recipe = dataclasses.replace(TINY, data=str(tmp_path / "faces.csv"), **splits)
+        caplog.clear()
+        return train.open_data(recipe)
+
+    with pytest.raises(ValueError, match="images of different classes: no tested class would be"):
+        opened(lambda file: file.parent.name in ("cem", "dan"))
+    seconds = files[1::2]
+    opened(lambda file: file in seconds)
+    assert not caplog.text
+    opened(lambda file: file.parent.name == "dan" or (file in seconds and "ann" not in str(file)))
+    assert "1 classes have test images but none to train on" in caplog.text
+    assert "1 classes have no test image: they are not tested" in caplog.text
+
+
+@pytest.mark.any_backend
+def test_a_broken_pair_is_named_before_training(tmp_path, monkeypatch):
+    write_people(tmp_path / "faces", ["ann", "bob"], 8)
+    write_people(tmp_path / "others", ["cem", "dan", "eva", "fay"], 4)
+    broken = next(file for file in sorted((tmp_path / "others").rglob("*")) if file.is_file())
+    broken.write_bytes(broken.read_bytes()[:60])
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained"))
+    recipe = dataclasses.replace(TINY, data=str(tmp_path / "faces"), pairs=str(tmp_path / "others"))
+    with pytest.raises(ValueError, match=broken.name):
+        train.run(recipe, tmp_path / "run", verbose=0)
+
+
+@pytest.mark.any_backend
+def test_results_are_there_whatever_happens_in_verification(tmp_path, monkeypatch):
+    monkeypatch.setattr(kh.evaluation, "evaluate_pairs", lambda *_, **__: 1 / 0)
+    recipe = dataclasses.replace(TINY, epochs=1, pairs="synthetic:20x6")
+    with pytest.raises(ZeroDivisionError):
+        train.run(recipe, tmp_path, verbose=0)
+    assert json.loads((tmp_path / "results.json").read_text())["top1"] is not None
+
+
+@pytest.mark.any_backend
+def test_a_machine_without_git_has_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert report.commit() is None
+
+
+@pytest.mark.any_backend
+def test_calibration_images_are_of_all_classes():
+    images = np.arange(240, dtype="uint8")[:, None, None, None]
+    loaded = data.LoadedImages(images, np.arange(240) // 12, list(range(20)), [], np.arange(240))
+    chosen = report._some_images(TINY, loaded, 128)
+    assert len(chosen) == 128 and {*(chosen.ravel() // 12)} == {*range(20)}
+
+
+@pytest.mark.any_backend
 def test_aligned_crops_are_as_large_as_the_models_images(monkeypatch):
     asked = []
     monkeypatch.setattr(data, "open_source", lambda spec, **options: asked.append(options))
