@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BACKEND ?= tensorflow
-# A plain `torch` brings gigabytes of CUDA; give TORCH=torch for a GPU.
 TORCH ?= torch==2.13.0
+# On Linux the torch of PyPI brings gigabytes for CUDA; without a GPU give
+# TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu".
+TORCH_FLAGS ?=
 PYTEST_FLAGS ?= -n 2
 # TensorFlow is there for every backend: exports go through it.
 EXTRAS ?= tensorflow,train,face,plot,export,dev
@@ -48,7 +50,7 @@ $(VENV)/.jax: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.torch: $(VENV)/.installed
-	$(PIP) "$(TORCH)"
+	$(PIP) $(TORCH_FLAGS) "$(TORCH)"
 	$(PIP) -e ".[torch]"
 	touch $@
 
@@ -59,5 +61,6 @@ $(VENV)/.applications: $(VENV)/.installed applications/browser/package-lock.json
 		echo "npm ci did not succeed: the tests of applications/browser are skipped."
 	touch $@
 
+# Trained models in runs/ stay.
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -139,8 +139,9 @@ def measure(embeddings: np.ndarray, labels: np.ndarray, model: str, source: str)
     lowest = _ERRORS / num_different
     rates = np.geomspace(lowest, 0.1, 1 + int(np.ceil(10 * np.log10(0.1 / lowest))))
     rows = np.searchsorted(curve.far, rates * (1 + 1e-9), side="right") - 1
-    # Point 0 is above every score; where the best scores are tied, the next is the strictest.
-    rows = np.unique(np.maximum(rows, 1))
+    # Where the best scores of different people are tied, the strictest rate is above the lowest;
+    # none at all is no rate.
+    rows = np.unique(np.maximum(rows, np.searchsorted(curve.far, 0, side="right")))
     return Calibration(
         model,
         source,

@@ -101,6 +101,11 @@ class Gallery:
         except OSError as error:
             raise ValueError(f"--gallery {path}: {error.strerror}.") from error
         except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", None)  # errors of ours have none
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise ValueError(
+                    f"--gallery {path} is used by another program; close it first."
+                ) from error
             raise ValueError(f"--gallery {path} is not a gallery: {error}.") from error
         self._read()
 

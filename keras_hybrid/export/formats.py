@@ -137,7 +137,7 @@ def to_litert(
     """Export a model to a LiteRT (TensorFlow Lite) file of built-in operators only.
 
     The file's signature ``serving_default`` takes ``image`` and returns float32 ``output`` (or
-    ``embedding``; a model of several outputs keeps their names). What it expects of an image is
+    ``embedding``; of several outputs their keys or layers' names). What it expects of an image is
     written into the file; see :func:`read_metadata`.
 
     Kinds of quantization:
@@ -250,7 +250,7 @@ def to_onnx(
     """Export a model to an ONNX file with a free batch size.
 
     The file takes ``image``, float32 ``(batch, height, width, channels)``, and returns ``output``
-    (or ``embedding``; a model of several outputs keeps their names). It has passed
+    (or ``embedding``; of several outputs their keys or layers' names). It has passed
     ``onnx.checker`` and run in ONNX Runtime. What it expects of an image is written into the
     file; see :func:`read_metadata`.
 

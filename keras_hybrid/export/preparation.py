@@ -311,10 +311,20 @@ def _output_names(model: keras.Model, output: str | None) -> tuple[str, ...]:
         return (output,)
     if len(model.outputs) == 1:
         return ("output",)
-    names = [name.replace("/", "_") for name in model.output_names]
+    names = [name.replace("/", "_") for name in _given_names(model)]
     if len({*names, IMAGE}) < len(model.outputs) + 1:  # the input's name is taken, too
         names = [f"output_{index}" for index in range(len(model.outputs))]
     return tuple(names)
+
+
+def _given_names(model: keras.Model) -> list[str]:
+    """Return the keys of a model's outputs, where they are a dictionary, or their layers' names."""
+    outputs = model._outputs_struct
+    if isinstance(outputs, dict):
+        by_tensor = {id(tensor): key for key, tensor in outputs.items()}
+        if all(id(tensor) in by_tensor for tensor in model.outputs):
+            return [by_tensor[id(tensor)] for tensor in model.outputs]
+    return list(model.output_names)
 
 
 def _as_float32(config: Any) -> Any:

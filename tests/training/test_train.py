@@ -302,11 +302,11 @@ def test_splits_by_identity_are_refused_and_lone_classes_said(tmp_path, caplog):
 def test_a_broken_pair_is_named_before_training(tmp_path, monkeypatch):
     write_people(tmp_path / "faces", ["ann", "bob"], 8)
     write_people(tmp_path / "others", ["cem", "dan", "eva", "fay"], 4)
-    broken = next(file for file in sorted((tmp_path / "others").rglob("*")) if file.is_file())
-    broken.write_bytes(broken.read_bytes()[:60])
+    for file in (tmp_path / "others" / "cem").iterdir():
+        file.write_bytes(b"")
     monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained"))
     recipe = dataclasses.replace(TINY, data=str(tmp_path / "faces"), pairs=str(tmp_path / "others"))
-    with pytest.raises(ValueError, match=broken.name):
+    with pytest.raises(ValueError, match=r"cem.*the file is empty"):
         train.run(recipe, tmp_path / "run", verbose=0)
 
 

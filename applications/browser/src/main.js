@@ -157,9 +157,12 @@ function acceptDrops(target, photograph) {
     target.classList.remove("over");
     const files = [...event.dataTransfer.files];
     attempt(async () => {
+      let images = 0;
       for (const file of files) {
         const empty = photographs.find(({ image }) => !image) ?? photographs[0];
-        await open(file, files.length === 1 && photograph ? photograph : empty);
+        const one = photograph ?? empty; // several images take both places, in their order
+        await open(file, files.length === 1 ? one : photographs[images % photographs.length]);
+        images += file.type.startsWith("image/");
       }
     });
   });
@@ -229,6 +232,9 @@ for (const id of ["model", "detector"]) {
   });
 }
 element("threshold").addEventListener("input", compare);
+document.addEventListener("click", ({ target }) => {
+  if (target.type === "file") target.value = ""; // else the same file, written anew, changes nothing
+});
 acceptDrops(document.body, null);
 photographs.forEach((photograph) => acceptDrops(photograph.element, photograph));
 refresh();

@@ -28,6 +28,7 @@ export class Photograph {
     this.detector = null;
     this.faces = [];
     this.times = {};
+    this.openings = 0;
     const find = (selector) => this.element.querySelector(selector);
     find("h2").textContent = title;
     this.views = find(".views");
@@ -55,12 +56,14 @@ export class Photograph {
 
   /** Read an image file and put the points on it. */
   async open(file) {
+    const opening = ++this.openings;
     let bitmap;
     try {
       bitmap = await createImageBitmap(file);
     } catch (error) {
       throw new Error(`${file.name} is not an image that this browser can read.`, { cause: error });
     }
+    if (opening !== this.openings) return bitmap.close(); // a smaller file, chosen later, was faster
     const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
     this.picture.width = Math.max(1, Math.round(bitmap.width * scale));
     this.picture.height = Math.max(1, Math.round(bitmap.height * scale));

@@ -179,6 +179,45 @@ try {
     answer.detectionNote = await text("section:nth-child(1) > .note");
   }
 
+  // Two photographs dropped at once, twice; and a large one that a small one overtakes.
+  page = await open(await browser.newContext());
+  await page.goto(job.url);
+  answer.widths = await page.evaluate(async () => {
+    const file = async (width, height = 8) => {
+      const context = new OffscreenCanvas(width, height).getContext("2d");
+      const pixels = context.createImageData(width, height);
+      for (let i = 0; i < pixels.data.length; i++) pixels.data[i] = (i * 2654435761) >>> 24;
+      context.putImageData(pixels, 0, 0);
+      return new File([await context.canvas.convertToBlob()], `${width}.png`, { type: "image/png" });
+    };
+    const pictures = [...document.querySelectorAll(".picture")];
+    const widths = () => pictures.map(({ width }) => width);
+    const until = async (isThere) => {
+      for (let tries = 0; tries < 100 && !isThere(); tries++) {
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+      return widths();
+    };
+    const drop = (target, files) => {
+      const dataTransfer = new DataTransfer();
+      files.forEach((file) => dataTransfer.items.add(file));
+      target.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+    };
+    const seen = [];
+    for (const width of [101, 201]) {
+      drop(document.body, [await file(width), await file(width + 1)]);
+      seen.push(await until(() => pictures[1].width === width + 1));
+    }
+    const [large, small] = [await file(3000, 3000), await file(50)];
+    const section = document.querySelector("section");
+    drop(section, [large]);
+    drop(section, [small]);
+    await until(() => pictures[0].width === 50);
+    await createImageBitmap(large);
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    return [...seen, widths()];
+  });
+
   // A full disk.
   const named = `${job.url}?model=${job.models[0]}&threshold=1`;
   page = await open(await browser.newContext());

@@ -345,6 +345,10 @@ def test_a_photograph_without_a_detector_waits_for_its_points(walk):
     assert walk["withoutDetector"] == "Still missing: the five points on the second photograph."
 
 
+def test_photographs_dropped_together_take_both_places_and_the_last_one_stays(walk):
+    assert walk["widths"] == [[101, 102], [201, 202], [50, 202]]
+
+
 def test_wrong_files_are_refused_in_words(walk):
     said = {Path(path).name: text for path, text in walk["refusals"].items()}
     assert "--output embedding" in said["predictions.tflite"]

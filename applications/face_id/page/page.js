@@ -4,6 +4,7 @@ const MAX_BYTES = 20 * 2 ** 20;
 const $ = (id) => document.getElementById(id);
 let photographs = []; // { file, name, url }
 let isAsked = false; // about these photographs: the next ones replace them
+let isAnswering = false; // meanwhile the photographs stay: a later one might get this one's name
 let gallery = { people: [], calibration: null };
 let stream = null;
 
@@ -37,6 +38,7 @@ async function call(method, path, photograph = null) {
 // Photographs
 
 function add(files) {
+  if (!files.length || isAnswering) return;
   if (isAsked) photographs.forEach(remove);
   isAsked = false;
   for (const file of files) {
@@ -172,13 +174,17 @@ function onSubmit(form, action) {
 
 /** Run one question at a time, with the buttons off. */
 async function run(action) {
-  const buttons = [...document.querySelectorAll("form button, #people button, #answer button")];
+  const buttons = [
+    ...document.querySelectorAll("main button:not(#camera-close), #files"),
+  ].filter((button) => !button.disabled);
   buttons.forEach((button) => (button.disabled = true));
+  isAnswering = true;
   try {
     await action();
   } catch (error) {
     show(problem(error.message));
   } finally {
+    isAnswering = false;
     buttons.forEach((button) => (button.disabled = false));
     showGallery();
     $("answer").focus({ preventScroll: true });

@@ -63,6 +63,14 @@ def test_one_photograph_in_many_folders_leaves_real_thresholds():
     assert strictest.false_accepts == pytest.approx(45 / calibration.different_pairs)
 
 
+def test_a_pair_of_one_person_above_all_tied_strangers_is_no_rate_of_nought():
+    embeddings, labels = people()
+    embeddings[0:30:3] = 0.995 * embeddings[0]
+    embeddings[31] = embeddings[32]
+    calibration = measure(embeddings, labels, MODEL, "drawn")
+    assert calibration.at(0).false_accepts == pytest.approx(45 / calibration.different_pairs)
+
+
 def test_a_calibration_is_read_back_and_belongs_to_its_model(tmp_path):
     file = tmp_path / "calibration.json"
     CALIBRATION.write(file)

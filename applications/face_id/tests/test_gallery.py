@@ -169,6 +169,16 @@ def test_other_files_are_not_galleries(tmp_path):
         Gallery(tmp_path / "missing" / "gallery.db", "model")
 
 
+def test_a_gallery_that_another_program_has_open_is_no_broken_one(tmp_path):
+    Gallery(tmp_path / "gallery.db", "model").close()
+    other = sqlite3.connect(tmp_path / "gallery.db")
+    other.execute("PRAGMA journal_mode = WAL")
+    other.execute("SELECT * FROM people").fetchall()
+    with pytest.raises(ValueError, match=r"gallery\.db is used by another program; close it"):
+        Gallery(tmp_path / "gallery.db", "model")
+    other.close()
+
+
 def test_letters_that_nobody_sees_make_no_other_name(gallery):
     (vector,) = vectors(1)
     gallery.add("Ana", vector)
