@@ -749,6 +749,44 @@ def test_export_calibrates_with_what_there_is(capsys, folder, monkeypatch, tmp_p
     assert given["labels"] == names
 
 
+def test_a_litert_file_is_judged_as_its_model_is(capsys, folder, lonely_model, tmp_path):
+    for module in ("tensorflow", "ai_edge_litert"):
+        pytest.importorskip(module)
+    embedding, scores = tmp_path / "embedding.tflite", tmp_path / "scores.tflite"
+    model = keras.saving.load_model(lonely_model, compile=False)
+    kh.export.to_litert(model, embedding, output="embedding", batch_size=4)
+    kh.export.to_litert(model, scores, output="cosines", batch_size=None)
+    people = ("--pairs", folder / "pairs.txt", "--pairs-images", folder / "faces", "--flip")
+    data = ("--data", folder / "faces")
+    out = tmp_path / "out"
+
+    def judged(file, *arguments):
+        status, printed, err = run(capsys, "evaluate", file, *arguments, "--out", out)
+        assert status == 0, err
+        results = json.loads((out / "results.json").read_text())
+        assert results["model"] == str(file) and results["name"] == model.name
+        return results, printed, err
+
+    expected, found = (judged(file, *people) for file in (lonely_model, embedding))
+    assert "normalised embeddings" in found[2] and "normalised" not in expected[2]
+    key = "verification"
+    # Normalised embeddings are added, not raw ones.
+    assert found[0][key]["auc"] == pytest.approx(expected[0][key]["auc"], abs=0.1)
+    assert found[0]["parameters"] is None
+    expected, found = (judged(file, *people[:4]) for file in (lonely_model, embedding))
+    for name in ("accuracy", "auc", "threshold"):
+        assert found[0][key][name] == pytest.approx(expected[0][key][name], abs=1e-4)
+    expected, found = (judged(file, *data) for file in (lonely_model, scores))
+    assert found[0]["classification"] == expected[0]["classification"]
+    assert found[1] == expected[1]
+    message = failure(capsys, "evaluate", embedding, *data)
+    assert "one score for each class, which --data needs, but embedding (4, 32)" in message
+    assert "--output embedding" in failure(capsys, "evaluate", scores, *people[:4])
+    assert "takes no landmarks: leave --landmarks out" in failure(
+        capsys, "evaluate", scores, *data, "--landmarks", "points.csv"
+    )
+
+
 @pytest.mark.slow
 def test_a_litert_embedding_verifies_as_its_model_does(capsys, folder, face, tmp_path):
     for module in ("tensorflow", "ai_edge_litert"):

@@ -202,9 +202,15 @@ def build_parser() -> argparse.ArgumentParser:
         "measure a model: identification, verification or both",
         check=_check_evaluate,
     )
-    command.add_argument("model", type=Path, metavar="MODEL.keras")
+    command.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a .keras file, or a .tflite file as it is shipped: exported with --output embedding "
+        "for pairs, with scores for data",
+    )
     command.add_argument("--flip", action="store_true", help="use each image's mirror image, too")
-    _add_input_range(command, "; images are brought to it")
+    _add_input_range(command, "; images are brought to it. A .tflite file says its own")
     command.add_argument(
         "--batch-size", type=_whole_number, default=64, metavar="N", help="default: 64"
     )

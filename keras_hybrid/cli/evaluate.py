@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from keras_hybrid.cli.reading import (
     read_results,
     recorded_run,
 )
+from keras_hybrid.cli.verify import FLIP_NOTE
 
 
 def run_evaluate(given: argparse.Namespace) -> None:
@@ -31,20 +33,19 @@ def run_evaluate(given: argparse.Namespace) -> None:
         _check_out(given.out)
     from keras_hybrid import evaluation
 
-    model = load_model(given.model)
-    size = image_size(model, given.model, may_take_landmarks=True)
+    judged = _exported(given) if given.model.suffix.lower() == ".tflite" else _keras_model(given)
     crops = dict(given.data_options or ()).get("align")  # images that landmarks align
     for option in ("pairs_landmarks",) if crops else ("landmarks", "pairs_landmarks"):
-        if getattr(given, option) is not None and len(model.inputs) == 1:
+        if getattr(given, option) is not None and not judged.takes_landmarks:
             raise ValueError(
                 f"{given.model} takes no landmarks: leave --{option.replace('_', '-')} out."
             )
     results: dict[str, Any] = {
         "kind": EVALUATION,
         "model": str(given.model),
-        "name": model.name,
-        "parameters": model.count_params(),
-        "input_range": given.input_range or [0, 255],
+        "name": judged.name,
+        "parameters": judged.parameters,
+        "input_range": judged.input_range,
         "classification": None,
         "verification": None,
     }
@@ -52,7 +53,7 @@ def run_evaluate(given: argparse.Namespace) -> None:
     if given.pairs is not None:  # before what takes long: a missing image is known at once
         from keras_hybrid import data
 
-        check_embedding(model, given.model)
+        embedder = judged.embedder()
         files, landmarks = (given.pairs, given.pairs_images), given.pairs_landmarks
         if given.verification_set is None:
             pairs = data.read_pairs(*files, landmarks=landmarks)
@@ -60,13 +61,13 @@ def run_evaluate(given: argparse.Namespace) -> None:
             known = given.verification_set
             pairs = data.read_verification_set(known, *files, landmarks=landmarks)
     if given.data is not None:
-        results["classification"] = _identification(given, model, size)
+        results["classification"] = _identification(given, judged)
     verified = None
     if pairs is not None:
         verified = evaluation.evaluate_pairs(
-            in_range(model, given.input_range, embedding=True),
+            embedder,
             pairs,
-            image_size=size,
+            image_size=judged.size,
             flip=given.flip,
             batch_size=given.batch_size,
             threshold=given.threshold,
@@ -88,21 +89,69 @@ def run_evaluate(given: argparse.Namespace) -> None:
         print(f"Verification of {len(pairs):,} pairs\n{indented(verified)}")
     if given.out is not None:
         results["environment"] = evaluation.environment()
-        _write_results(results, model.name, verified, given.out)
+        _write_results(results, judged.name, verified, given.out)
 
 
-def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """A model, or a file made of one, as far as it is judged."""
+
+    name: str
+    parameters: int | None
+    size: tuple[int, int]
+    input_range: list[float]
+    takes_landmarks: bool
+    embedder: Callable[[], Any]  # from photographs in [0, 255]; raises ValueError where it has none
+    classifier: Callable[[], tuple[Any, int]]  # and the number of classes; likewise
+
+
+def _keras_model(given: argparse.Namespace) -> _Judged:
+    model = load_model(given.model)
+    size = image_size(model, given.model, may_take_landmarks=True)
+
+    def embedder():
+        check_embedding(model, given.model)
+        return in_range(model, given.input_range, embedding=True)
+
+    def classifier():
+        shape = tuple(model.outputs[0].shape) if len(model.outputs) == 1 else ()
+        if len(shape) != 2:
+            raise ValueError(
+                f"{given.model} does not put out one score for each class, which --data needs; "
+                f"its outputs are {[tuple(tensor.shape) for tensor in model.outputs]}."
+            )
+        return in_range(model, given.input_range), shape[1]
+
+    return _Judged(
+        model.name,
+        model.count_params(),
+        size,
+        given.input_range or [0, 255],
+        len(model.inputs) > 1,
+        embedder,
+        classifier,
+    )
+
+
+def _exported(given: argparse.Namespace) -> _Judged:
+    from keras_hybrid.cli.litert import ExportedModel
+
+    model = ExportedModel(given.model, given.input_range)
+    if given.flip and given.pairs is not None:
+        print(FLIP_NOTE, file=sys.stderr)
+    return _Judged(
+        model.name, None, model.size, model.input_range, False, model.embedder, model.classifier
+    )
+
+
+def _identification(given: argparse.Namespace, judged: _Judged) -> dict[str, Any]:
     import numpy as np
 
     from keras_hybrid import data, evaluation
     from keras_hybrid.data.files import some
 
-    shape = tuple(model.outputs[0].shape) if len(model.outputs) == 1 else ()
-    if len(shape) != 2:
-        raise ValueError(
-            f"{given.model} does not put out one score for each class, which --data needs; its "
-            f"outputs are {[tuple(tensor.shape) for tensor in model.outputs]}."
-        )
+    classifier, classes = judged.classifier()
+    size, takes_landmarks = judged.size, judged.takes_landmarks
     table = {} if given.landmarks is None else {"landmarks": given.landmarks}
     options = dict(given.data_options or ())
     source = open_source(
@@ -110,9 +159,9 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
     )
     if given.split not in (None, "train"):
         _number_as_training_split(source, given)
-    if len(source.class_names) != shape[1]:
+    if len(source.class_names) != classes:
         raise ValueError(
-            f"{given.data} has {len(source.class_names)} classes, {given.model} {shape[1]}: "
+            f"{given.data} has {len(source.class_names)} classes, {given.model} {classes}: "
             "identification needs the classes the model was trained on, in the same order."
         )
     check_names(source.class_names, given.data, given.model)
@@ -123,7 +172,6 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
                 f"--test-fraction {given.test_fraction} holds none of {given.data} out: no class "
                 "has more than one image."
             )
-    takes_landmarks = len(model.inputs) > 1
     # The other classes are judged all the same.
     test = data.load_arrays(source, size, landmarks=takes_landmarks, every_class=False)
     _compare_with_training(given, {**options, **table}, len(test.labels))
@@ -135,7 +183,7 @@ def _identification(given: argparse.Namespace, model, size: tuple[int, int]) -> 
             file=sys.stderr,
         )
     result = evaluation.evaluate_classifier(
-        in_range(model, given.input_range),
+        classifier,
         test.images,
         test.labels,
         flip=given.flip,

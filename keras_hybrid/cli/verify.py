@@ -17,7 +17,11 @@ from keras_hybrid.cli.reading import (
     in_range,
     load_model,
     read_results,
-    to_range,
+)
+
+FLIP_NOTE = (
+    "note: a .tflite puts out normalised embeddings; the mirror image's is added to these, so the "
+    "cosine differs a little from that of the .keras file."
 )
 
 
@@ -112,49 +116,11 @@ def _embed_with_keras(given: argparse.Namespace):
 
 
 def _embed_with_litert(given: argparse.Namespace):
-    import numpy as np
+    from keras_hybrid.cli.litert import ExportedModel
+    from keras_hybrid.evaluation import embed
 
-    from keras_hybrid.evaluation import embed_batches
-    from keras_hybrid.export import read_metadata
-
-    try:
-        metadata = read_metadata(given.model)
-    except ImportError:
-        raise
-    except Exception as error:  # a damaged file sends the reader anywhere
-        raise ValueError(f"{given.model} cannot be read as an exported model: {error}") from error
-    from ai_edge_litert.interpreter import Interpreter
-
-    outputs = [output for output in metadata["outputs"] if output["name"] == "embedding"]
-    if not outputs:
-        raise ValueError(
-            f"{given.model} does not put out an embedding: export it with --output embedding."
-        )
-    image = metadata["input"]
-    low, high = image["value_range"]
-    if given.input_range not in (None, [low, high]):
-        raise ValueError(
-            f"{given.model} says itself that it takes values in [{low:g}, {high:g}]: leave "
-            "--input-range out."
-        )
-    if image["shape"][-1] != 3:
-        raise ValueError(
-            f"{given.model} takes {image['shape'][-1]} channels; `verify` feeds photographs, RGB."
-        )
-    runner = Interpreter(model_path=str(given.model)).get_signature_runner("serving_default")
-
-    def embedder(batch: np.ndarray) -> np.ndarray:
-        batch = to_range(batch, [low, high])
-        return runner(**{image["name"]: batch.astype(image["dtype"])})["embedding"]
-
-    batch_size, *size = image["shape"][:3]
-    batch_size = batch_size or 2
-    pair = _read_pair(given, tuple(size))
-    batches = (pair[start : start + batch_size] for start in range(0, 2, batch_size))
+    model = ExportedModel(given.model, given.input_range)
     if given.flip:
-        print(
-            "note: a .tflite puts out normalised embeddings; the mirror image's is added to these, "
-            "so the cosine differs a little from that of the .keras file.",
-            file=sys.stderr,
-        )
-    return embed_batches(embedder, batches, batch_size=batch_size, flip=given.flip)[0]
+        print(FLIP_NOTE, file=sys.stderr)
+    pair = _read_pair(given, model.size)
+    return embed(model.embedder(), pair, batch_size=2, flip=given.flip)[0]
