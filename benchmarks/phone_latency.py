@@ -30,7 +30,13 @@ sys.path[0] = str(ROOT)
 RESULTS = ROOT / "benchmarks" / "results"
 
 REFERENCE = "mobilefacenet"
-MODELS = ("facerec_small", "efficientvit_face_small", REFERENCE, "efficientnet_b0_face")
+MODELS = (
+    "facerec_small",
+    "facerec_mobile",
+    "efficientvit_face_small",
+    REFERENCE,
+    "efficientnet_b0_face",
+)
 KINDS = {"float32": "o", "dynamic": "^", "int8": "s", "int8_cpu": "D"}  # and their markers
 WARM_UP = 3
 Key = tuple[str, int, str]
