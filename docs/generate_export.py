@@ -62,6 +62,9 @@ signature's, name, shape, type, layout, colour order and value range of the inpu
 that follows inside, what the outputs are, and the names of the classes where they were given. In a
 `.tflite` it is the metadata buffer `keras_hybrid`, in an `.onnx` the entry of that name in
 `metadata_props`, in a SavedModel `assets.extra/keras_hybrid.json`.
+
+`kh.export.LiteRTModel(path)` goes by it: photographs in, embeddings or scores out, for
+`kh.evaluation`. `keras-hybrid evaluate face.tflite --pairs others/` judges the file itself.
 """
 
 MATRIX = """## Every model, every format

@@ -780,7 +780,7 @@ def test_a_litert_file_is_judged_as_its_model_is(capsys, folder, lonely_model, t
     assert found[0]["classification"] == expected[0]["classification"]
     assert found[1] == expected[1]
     message = failure(capsys, "evaluate", embedding, *data)
-    assert "one score for each class, which --data needs, but embedding (4, 32)" in message
+    assert "one score for each class, but embedding (4, 32)" in message
     assert "--output embedding" in failure(capsys, "evaluate", scores, *people[:4])
     assert "takes no landmarks: leave --landmarks out" in failure(
         capsys, "evaluate", scores, *data, "--landmarks", "points.csv"

@@ -62,30 +62,10 @@ class Embedder:
 
 
 def _open_litert(path: Path) -> tuple[str, tuple, Callable]:
-    from keras_hybrid.export import read_metadata
+    from keras_hybrid.export import LiteRTModel
 
-    try:
-        metadata = read_metadata(path)
-    except ImportError:
-        raise
-    except Exception as error:  # a damaged file sends the reader anywhere
-        raise ValueError(f"{path} cannot be read as an exported model: {error}") from error
-    if "embedding" not in [output["name"] for output in metadata["outputs"]]:
-        raise ValueError(f"{path} puts out no embedding: export it with --output embedding.")
-    image = metadata["input"]
-    if list(image["value_range"]) != [0, 255] or image["color_order"] != "RGB":
-        raise ValueError(
-            f"{path} takes {image['color_order']} values in {image['value_range']}; photographs "
-            "are RGB in [0, 255]."
-        )
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
-
-    def model(batch: np.ndarray) -> np.ndarray:
-        return runner(**{image["name"]: np.asarray(batch).astype(image["dtype"])})["embedding"]
-
-    return metadata["model"], tuple(image["shape"]), model
+    model = LiteRTModel(path)
+    return model.name, (model.batch_size, *model.image_size, 3), model.embedder()
 
 
 def _open_keras(path: Path) -> tuple[str, tuple, Callable]:

@@ -19,6 +19,7 @@ from keras_hybrid.cli.reading import (
     image_size,
     in_range,
     load_model,
+    open_litert,
     open_source,
     read_results,
     recorded_run,
@@ -134,14 +135,17 @@ def _keras_model(given: argparse.Namespace) -> _Judged:
 
 
 def _exported(given: argparse.Namespace) -> _Judged:
-    from keras_hybrid.cli.litert import ExportedModel
-
-    model = ExportedModel(given.model, given.input_range)
+    model = open_litert(given.model, given.input_range)
     if given.flip and given.pairs is not None:
         print(FLIP_NOTE, file=sys.stderr)
-    return _Judged(
-        model.name, None, model.size, model.input_range, False, model.embedder, model.classifier
-    )
+
+    def classifier():
+        scores = model.classifier()
+        (output,) = model.outputs.values()
+        return scores, output["shape"][-1]
+
+    own = list(model.value_range)
+    return _Judged(model.name, None, model.image_size, own, False, model.embedder, classifier)
 
 
 def _identification(given: argparse.Namespace, judged: _Judged) -> dict[str, Any]:

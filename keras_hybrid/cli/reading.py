@@ -75,6 +75,20 @@ def to_range(images, input_range: list[float] | None):
     return low + images.astype("float32") / 255 * (high - low)
 
 
+def open_litert(path: Path, input_range: list[float] | None):
+    """Open a .tflite file; raise ValueError for another input range than it says itself."""
+    from keras_hybrid.export import LiteRTModel
+
+    model = LiteRTModel(path)
+    low, high = model.value_range
+    if input_range not in (None, [low, high]):
+        raise ValueError(
+            f"{path} says itself that it takes values in [{low:g}, {high:g}]: leave --input-range "
+            "out."
+        )
+    return model
+
+
 def check_embedding(model, path: Path) -> None:
     """Raise ValueError for a model without an embedding."""
     if "embedding" not in [layer.name for layer in model.layers]:

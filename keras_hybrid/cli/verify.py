@@ -16,6 +16,7 @@ from keras_hybrid.cli.reading import (
     image_size,
     in_range,
     load_model,
+    open_litert,
     read_results,
 )
 
@@ -116,11 +117,10 @@ def _embed_with_keras(given: argparse.Namespace):
 
 
 def _embed_with_litert(given: argparse.Namespace):
-    from keras_hybrid.cli.litert import ExportedModel
     from keras_hybrid.evaluation import embed
 
-    model = ExportedModel(given.model, given.input_range)
+    model = open_litert(given.model, given.input_range)
     if given.flip:
         print(FLIP_NOTE, file=sys.stderr)
-    pair = _read_pair(given, model.size)
+    pair = _read_pair(given, model.image_size)
     return embed(model.embedder(), pair, batch_size=2, flip=given.flip)[0]

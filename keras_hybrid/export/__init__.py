@@ -10,6 +10,7 @@ this package itself imports without any of it.
 """
 
 from keras_hybrid.export.formats import to_litert, to_onnx, to_saved_model
+from keras_hybrid.export.litert_model import LiteRTModel
 from keras_hybrid.export.metadata import read_metadata
 from keras_hybrid.export.process import ExportError
 from keras_hybrid.export.report import ExportReport, TensorSignature
@@ -17,6 +18,7 @@ from keras_hybrid.export.report import ExportReport, TensorSignature
 __all__ = [
     "ExportError",
     "ExportReport",
+    "LiteRTModel",
     "TensorSignature",
     "read_metadata",
     "to_litert",

@@ -266,3 +266,44 @@ def test_several_outputs_keep_their_names_and_a_saved_model_is_replaced(tmp_path
     }
     assert (target / "saved_model.pb").stat().st_size > 100
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 4},
+        {"batch_size": None, "input_dtype": "uint8"},
+        {"input_range": (-1, 1)},
+    ],
+)
+def test_a_litert_file_answers_photographs_as_its_model(tmp_path, options):
+    skip_without(*NEEDS["to_litert"])
+    low, high = options.get("input_range", (0, 255))
+    image = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
+    model = keras.Model(image, layers.UnitNormalization(name="embedding")(x))
+    both = keras.Model(image, [x, layers.Dense(2, name="age")(x)])
+    export.to_litert(model, tmp_path / "model.tflite", output="embedding", **options)
+    file = export.LiteRTModel(tmp_path / "model.tflite")
+    assert (file.name, file.image_size) == (model.name, (8, 8))
+    assert (file.batch_size, file.value_range) == (options.get("batch_size", 1), (low, high))
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    expected = model.predict(low + images.astype("float32") / 255 * (high - low), verbose=0)
+    for given in (images, images.astype("float32")):
+        np.testing.assert_allclose(file.embedder()(given), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="one score for each class, but embedding"):
+        file.classifier()
+    export.to_litert(both, tmp_path / "both.tflite")
+    with pytest.raises(ValueError, match="does not put out an embedding"):
+        export.LiteRTModel(tmp_path / "both.tflite").embedder()
+    with pytest.raises(ValueError, match=r"one score for each class, but .*, age"):
+        export.LiteRTModel(tmp_path / "both.tflite").classifier()
+
+
+def test_a_litert_file_of_other_images_is_no_model_of_photographs(tmp_path):
+    skip_without(*NEEDS["to_litert"])
+    image = keras.Input((8, 8, 1))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image)))
+    export.to_litert(model, tmp_path / "grey.tflite")
+    with pytest.raises(ValueError, match=r"images of shape \(8, 8, 1\), not photographs in RGB"):
+        export.LiteRTModel(tmp_path / "grey.tflite")
