@@ -58,6 +58,7 @@ COLUMNS = (
 )
 UNTRAINED = "untrained"
 NOISE = 0.1
+ADAPTED = 8  # images at a time
 
 
 def main() -> None:
@@ -209,27 +210,36 @@ def stir(model, images: np.ndarray) -> None:
 
 
 def adapt_normalization(model, images: np.ndarray) -> None:
-    """Make the statistics of every batch normalisation those of the images."""
+    """Make the statistics of every batch normalisation those of the images.
+
+    Variances below a quarter of their layer's mean become that: a channel that the few images hardly
+    move would be blown up on others, from layer to layer, which training does not leave so.
+    """
     import keras
 
     from keras_hybrid.layers import DropPath
 
-    kinds = {
-        keras.layers.BatchNormalization: "momentum",  # 0: the batch replaces what was there
-        keras.layers.Dropout: "rate",
-        DropPath: "rate",
-    }
-    former = [
+    kinds = {keras.layers.Dropout: "rate", DropPath: "rate"}
+    layers = model._flatten_layers()
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    former = [(layer, "momentum", layer.momentum) for layer in norms] + [
         (layer, attribute, getattr(layer, attribute))
-        for layer in model._flatten_layers()
+        for layer in layers
         for kind, attribute in kinds.items()
         if isinstance(layer, kind)
     ]
     for layer, attribute, _ in former:
         setattr(layer, attribute, 0.0)
-    model(images, training=True)
+    # A model keeps all that its layers put out until it is through: a few images at a time.
+    for count, some in enumerate(np.split(images, range(ADAPTED, len(images), ADAPTED))):
+        for layer in norms:
+            layer.momentum = count / (count + 1)  # the mean of all so far
+        model(some, training=True)
     for layer, attribute, value in former:
         setattr(layer, attribute, value)
+    for layer in norms:
+        variance = keras.ops.convert_to_numpy(layer.moving_variance.value)
+        layer.moving_variance.assign(np.maximum(variance, variance.mean() / 4))
 
 
 def export_and_run(

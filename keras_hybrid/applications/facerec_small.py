@@ -155,7 +155,8 @@ def FaceRecSmall(
         include_top: Whether to end in the ``predictions`` layer.
         weights: ``None``, or the path of a .weights.h5 or .keras file.
         input_tensor: Optional Keras tensor to build on.
-        input_shape: (height, width, channels), multiples of 8; default (112, 112, 3).
+        input_shape: (height, width, channels), multiples of 2 to the power of the stem's stages and
+            one: 8, and 16 for ``facerec_mobile``; default (112, 112, 3).
         pooling: Without top: ``None`` for tokens (batch, tokens, dim), ``"avg"``, ``"max"``, or
             ``"native"`` for the embedding.
         classes: Number of identities.
