@@ -212,8 +212,8 @@ def stir(model, images: np.ndarray) -> None:
 def adapt_normalization(model, images: np.ndarray) -> None:
     """Make the statistics of every batch normalisation those of the images.
 
-    Variances below a quarter of their layer's mean become that: a channel that the few images hardly
-    move would be blown up on others, from layer to layer, which training does not leave so.
+    Variances below a quarter of their layer's mean become that: a channel that the few images
+    hardly move would be blown up on others, from layer to layer, which training does not leave so.
     """
     import keras
 

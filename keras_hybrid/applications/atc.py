@@ -51,6 +51,7 @@ from keras_hybrid.applications.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_model,
+    check_counts,
     image_input,
 )
 from keras_hybrid.applications.convolutional_vision_transformer import convolutional_stages
@@ -205,6 +206,7 @@ def ATC(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    check_counts(depths=depths)
     inputs, x = image_input(
         input_tensor,
         input_shape,

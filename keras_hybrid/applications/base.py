@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_hybrid._arguments import positive_integer
 from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.margin_model import MarginModel
+from keras_hybrid.applications.weight_files import check_layers
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.margin import CosineClassifier
 from keras_hybrid.layers.normalization import BatchNormalization
@@ -122,7 +124,7 @@ def image_input(
 
     Raises:
         ValueError: If the shape is not three positive integers, disagrees with ``input_tensor``
-            or has another number of channels than the normalisation.
+            or has another number of channels than the normalisation, or that divides by nought.
     """
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
@@ -133,14 +135,17 @@ def image_input(
     inputs = keras.Input(shape, name="image") if input_tensor is None else input_tensor
     if not include_preprocessing:
         return inputs, inputs
-    if isinstance(mean, Sequence):
-        if len(mean) != shape[-1]:
+    for values in (mean, std):
+        if isinstance(values, Sequence) and len(values) != shape[-1]:
             raise ValueError(
                 f"input_shape={shape} has {shape[-1]} channels, but the normalisation is for "
-                f"{len(mean)}; give include_preprocessing=False and normalise yourself."
+                f"{len(values)}; give include_preprocessing=False and normalise yourself."
             )
-        scale = [1.0 / s for s in std]
-        offset = [-m / s for m, s in zip(mean, std, strict=True)]
+    if not np.all(np.greater(std, 0)):
+        raise ValueError(f"The normalisation must divide by positive numbers, got std={std!r}.")
+    if isinstance(mean, Sequence) or isinstance(std, Sequence):
+        pairs = [(float(m), float(s)) for m, s in zip(*np.broadcast_arrays(mean, std), strict=True)]
+        scale, offset = [1.0 / s for _, s in pairs], [-m / s for m, s in pairs]
     else:
         scale, offset = 1.0 / std, -mean / std
     return inputs, keras.layers.Rescaling(scale, offset, name="preprocessing")(inputs)
@@ -223,8 +228,23 @@ def add_branch(x, branch, drop_path: float, name: str):
     return keras.layers.Add(name=f"{name}_add")([x, branch])
 
 
+def check_counts(**counts: int | Sequence[int]) -> None:
+    """Raise ValueError unless each argument is a positive integer, or a sequence of them."""
+    for name, value in counts.items():
+        several = isinstance(value, Sequence)
+        if any(positive_integer(number) is None for number in (value if several else [value])):
+            kind = "positive integers" if several else "a positive integer"
+            raise ValueError(f"{name} must be {kind}, got {value!r}.")
+
+
 def linear_drop_path(rate: float, depth: int) -> list[float]:
-    """Return drop-path rates that rise linearly from 0 to ``rate`` over ``depth`` blocks."""
+    """Return drop-path rates that rise linearly from 0 to ``rate`` over ``depth`` blocks.
+
+    Raises:
+        ValueError: If it is no rate.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path must be in [0, 1), got {rate!r}.")
     return [rate * i / max(1, depth - 1) for i in range(depth)]
 
 
@@ -304,6 +324,11 @@ def build_model(
                 )
             x = CosineClassifier(number, centers_per_class=centers_per_class, name="predictions")(x)
         else:
+            if centers_per_class != 1:
+                raise ValueError(
+                    "centers_per_class must be 1 for classifier='dense', which has no centres; "
+                    f"got {centers_per_class!r}."
+                )
             x = dense(
                 number,
                 activation=classifier_activation,
@@ -315,6 +340,7 @@ def build_model(
     if weights == "imagenet":
         imagenet.load(model)
     elif weights is not None:
+        check_layers(model, weights)
         model.load_weights(weights)
     return model
 

@@ -16,6 +16,7 @@ from keras_hybrid.applications.base import (
     IMAGENET_STD,
     add_branch,
     build_model,
+    check_counts,
     check_patches,
     hands_on_to,
     image_input,
@@ -245,6 +246,7 @@ def CCT(
         pixel_mean, pixel_std = (
             (CIFAR_MEAN, CIFAR_STD) if is_small else (IMAGENET_MEAN, IMAGENET_STD)
         )
+    check_counts(depth=depth)
     inputs, x = image_input(
         input_tensor,
         input_shape,
@@ -333,6 +335,7 @@ def ViTLite(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    check_counts(depth=depth)
     inputs, x = image_input(
         input_tensor,
         input_shape,

@@ -23,6 +23,7 @@ import keras
 from keras_hybrid.applications.base import (
     add_branch,
     build_model,
+    check_counts,
     image_input,
     linear_drop_path,
     mlp,
@@ -248,6 +249,7 @@ def CoAtNet(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    check_counts(depths=depths, head_dim=head_dim)
     inputs, x = image_input(
         input_tensor, input_shape, (224, 224, 3), include_preprocessing=include_preprocessing
     )

@@ -31,6 +31,7 @@ from keras_hybrid.applications.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_model,
+    check_counts,
     check_patches,
     image_input,
     linear_drop_path,
@@ -360,6 +361,7 @@ def Conformer(
             f"patch_size must be {smallest} or {2 * smallest} for {len(depths)} stages behind "
             f"stem={stem!r}, got {patch_size}."
         )
+    check_counts(depths=depths)
     inputs, x = image_input(
         input_tensor,
         input_shape,

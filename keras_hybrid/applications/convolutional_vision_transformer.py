@@ -26,6 +26,7 @@ from keras_hybrid.applications.base import (
     IMAGENET_STD,
     add_branch,
     build_model,
+    check_counts,
     image_input,
     linear_drop_path,
     mlp,
@@ -288,6 +289,7 @@ def CvT(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    check_counts(depths=depths)
     inputs, x = image_input(
         input_tensor,
         input_shape,

@@ -32,6 +32,7 @@ from keras_hybrid.applications.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_model,
+    check_counts,
     image_input,
 )
 from keras_hybrid.applications.efficientnet import (
@@ -173,6 +174,7 @@ def EfficientNetViT(
         default_mean, default_std = 0.0, 1.0
     pixel_mean = default_mean if pixel_mean is None else pixel_mean
     pixel_std = default_std if pixel_std is None else pixel_std
+    check_counts(depth=depth, head_dim=head_dim)
     inputs, image = image_input(
         input_tensor,
         input_shape,

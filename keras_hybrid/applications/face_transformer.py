@@ -19,7 +19,13 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_hybrid.applications.base import CASIA_CLASSES, add_branch, build_model, image_input
+from keras_hybrid.applications.base import (
+    CASIA_CLASSES,
+    add_branch,
+    build_model,
+    check_counts,
+    image_input,
+)
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
@@ -202,6 +208,7 @@ def FaceTransformer(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    check_counts(depth=depth, head_dim=head_dim)
     inputs, x = image_input(
         input_tensor,
         input_shape,

@@ -26,6 +26,7 @@ from keras import ops
 
 from keras_hybrid.applications.base import (
     build_model,
+    check_counts,
     check_patches,
     image_input,
     transformer_block,
@@ -189,6 +190,7 @@ def FaceRec(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    check_counts(depth=depth)
     inputs, x = image_input(
         input_tensor, input_shape, (256, 256, 3), include_preprocessing=include_preprocessing
     )

@@ -28,6 +28,7 @@ import keras
 
 from keras_hybrid.applications.base import (
     build_model,
+    check_counts,
     image_input,
     linear_drop_path,
     transformer_block,
@@ -193,6 +194,7 @@ def FaceRecSmall(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    check_counts(depth=depth)
     inputs, x = image_input(
         input_tensor, input_shape, (112, 112, 3), include_preprocessing=include_preprocessing
     )

@@ -66,8 +66,9 @@ def feature_model(model: keras.Model, endpoints: Sequence[str] | None = None) ->
     A map is called by its stride: ``"stride08"`` is ⌈1/8⌉ of the image's height and width (a
     network may round otherwise where the size does not divide). Stages are counted differently from
     family to family, and strides need not be powers of two; but a stride names the same resolution
-    everywhere. With two digits names sort from fine to coarse, and alphabetical order is the one
-    that Keras gives to dictionaries. In a fused model the member's name comes before the stride.
+    everywhere. With two digits names sort from fine to coarse (up to a stride of 99), and
+    alphabetical order is the one that Keras gives to dictionaries. In a fused model the member's
+    name comes before the stride.
 
     Args:
         model: A model that one of the builders returned, with any head, also one that was saved
@@ -76,7 +77,7 @@ def feature_model(model: keras.Model, endpoints: Sequence[str] | None = None) ->
 
     Returns:
         A model whose output is a dictionary from names to maps (batch, height, width, channels),
-        ordered from fine to coarse, of the model's compute dtype.
+        in alphabetical order, of the model's compute dtype.
 
     Raises:
         ValueError: If ``model`` has no endpoints, or none of a name in ``endpoints``.

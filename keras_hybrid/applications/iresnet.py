@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_input
+from keras_hybrid.applications.base import CASIA_CLASSES, build_model, check_counts, image_input
 from keras_hybrid.applications.convolution import EPSILON, MOMENTUM, batch_norm, conv_norm
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
@@ -147,6 +147,7 @@ def IResNet(
     """
     if len(channels) != len(depths):
         raise ValueError(f"channels={channels} and depths={depths} must be of the same length.")
+    check_counts(depths=depths)
     inputs, x = image_input(
         input_tensor, input_shape, (112, 112, 3), include_preprocessing=include_preprocessing
     )

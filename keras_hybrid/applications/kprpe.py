@@ -41,6 +41,7 @@ from keras_hybrid.applications.base import (
     CASIA_CLASSES,
     add_branch,
     build_model,
+    check_counts,
     check_patches,
     image_input,
     linear_drop_path,
@@ -384,6 +385,7 @@ def KPRPE(
     """
     if bucket_ratio <= 0:
         raise ValueError(f"bucket_ratio must be positive, got {bucket_ratio}.")
+    check_counts(depth=depth)
     inputs, x = image_input(
         input_tensor, input_shape, (112, 112, 3), include_preprocessing=include_preprocessing
     )

@@ -32,6 +32,7 @@ from keras_hybrid.applications.base import (
     IMAGENET_STD,
     add_branch,
     build_model,
+    check_counts,
     image_input,
     linear_drop_path,
     mlp,
@@ -443,6 +444,7 @@ def NAT(
         raise ValueError(
             f"stem_strides must be two numbers, each 1 or 2, got {tuple(stem_strides)}."
         )
+    check_counts(depths=depths)
     inputs, x = image_input(
         input_tensor,
         input_shape,

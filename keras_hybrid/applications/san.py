@@ -23,6 +23,7 @@ from keras_hybrid.applications.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_model,
+    check_counts,
     image_input,
 )
 from keras_hybrid.applications.convolution import he_normal
@@ -475,6 +476,7 @@ def SAN(
             f"Without transitions all widths must be stem_channels={stem_channels}, got "
             f"widths={tuple(widths)}."
         )
+    check_counts(depths=depths)
     inputs, x = image_input(
         input_tensor,
         input_shape,

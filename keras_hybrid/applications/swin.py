@@ -27,6 +27,7 @@ from keras_hybrid.applications.base import (
     IMAGENET_STD,
     add_branch,
     build_model,
+    check_counts,
     image_input,
     linear_drop_path,
     mlp,
@@ -404,6 +405,7 @@ def Swin(
             f"depths and num_heads must have one number for each stage, got {tuple(depths)} and "
             f"{tuple(num_heads)}."
         )
+    check_counts(depths=depths, window_size=window_size)
     inputs, x = image_input(
         input_tensor,
         input_shape,

@@ -11,6 +11,7 @@ import keras
 
 from keras_hybrid.applications.base import (
     build_model,
+    check_counts,
     check_patches,
     hands_on_to,
     image_input,
@@ -108,6 +109,7 @@ def ViT(
     Raises:
         ValueError: If an argument has no meaning; the message names it.
     """
+    check_counts(depth=depth)
     inputs, x = image_input(
         input_tensor, input_shape, (224, 224, 3), include_preprocessing=include_preprocessing
     )

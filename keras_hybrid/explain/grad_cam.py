@@ -182,7 +182,8 @@ def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> n
     activations = seen[0]
     if classes is None:
         classes = ops.convert_to_numpy(scores).argmax(axis=-1)
-    chosen = ops.one_hot(ops.convert_to_tensor(classes, "int32"), scores.shape[-1])
+    classes = ops.convert_to_tensor(classes, "int32")
+    chosen = ops.one_hot(classes, scores.shape[-1], dtype="float32")
     half = keras.backend.standardize_dtype(activations.dtype) == "float16"
 
     def score(activations):
@@ -205,10 +206,16 @@ def _explain(model: keras.Model, images, classes: np.ndarray | None, layer) -> n
 
 
 def _without_activation(model: keras.Model) -> dict[keras.layers.Layer, Callable[..., Any]]:
-    """Return what to run in place of a last layer that ends in a softmax or sigmoid."""
-    layer = model
-    while isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
-        layer = layer.outputs[0]._keras_history.operation
+    """Return what to run in place of last layers that end in a softmax or sigmoid."""
+    return _linear(model.outputs[0]) if getattr(model, "outputs", None) else {}
+
+
+def _linear(output) -> dict[keras.layers.Layer, Callable[..., Any]]:
+    layer, _, index = output._keras_history
+    if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
+        return _linear(layer.outputs[index])
+    if isinstance(layer, keras.layers.Average):  # an ensemble's
+        return {key: run for tensor in layer.input for key, run in _linear(tensor).items()}
     if isinstance(layer, keras.layers.Softmax):
         return {layer: lambda call, x, *args, **kwargs: x}
     squashing = (keras.activations.softmax, keras.activations.sigmoid)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_hybrid.layers.dot_product import attend, attention_map
+from keras_hybrid.layers.dot_product import attend, attention_map, number_of_tokens
 
 __all__ = ["MultiHeadSelfAttention"]
 
@@ -121,7 +121,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
     def _heads(self, inputs):
         """Return queries, keys and values, each of shape (batch, tokens, num_heads, head_dim)."""
-        shape = (-1, inputs.shape[1], self.num_heads, self._head_dim)
+        shape = (-1, number_of_tokens(inputs), self.num_heads, self._head_dim)
         return [ops.reshape(x, shape) for x in self._query_key_value(inputs)]
 
     def attention_scores(self, inputs, attention_bias=None):
@@ -150,7 +150,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             self.remat,
             self._mix(),
         )
-        x = ops.reshape(x, (-1, inputs.shape[1], self.num_heads * self._head_dim))
+        x = ops.reshape(x, (-1, number_of_tokens(inputs), self.num_heads * self._head_dim))
         return self.dropout_layer(self.projection(x), training=training)
 
     def compute_output_shape(self, inputs_shape, attention_bias_shape=None):

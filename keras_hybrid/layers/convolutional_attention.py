@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_hybrid.layers.dot_product import number_of_tokens
+
 __all__ = ["ConvolutionalAttention"]
 
 
@@ -55,7 +57,7 @@ class ConvolutionalAttention(keras.layers.Layer):
 
     def call(self, inputs):
         def split_heads(x):
-            x = ops.reshape(x, (-1, inputs.shape[1], self.num_heads, self._head_dim))
+            x = ops.reshape(x, (-1, number_of_tokens(inputs), self.num_heads, self._head_dim))
             return ops.transpose(x, (0, 2, 1, 3))
 
         query = split_heads(self.query(inputs) * self._head_dim**-0.5)

@@ -6,6 +6,11 @@ from keras import ops
 __all__ = ["attend", "attention_map", "on_cpu"]
 
 
+def number_of_tokens(x):
+    """Return the length of axis 1, of a tensor whose shape says none as a tensor."""
+    return ops.shape(x)[1] if x.shape[1] is None else x.shape[1]
+
+
 def attend(query, key, value, scale, bias=None, dropout=None, training=None, remat=False, mix=None):
     """Return ``softmax(scale · QKᵀ + bias) V`` of every head.
 

@@ -254,7 +254,7 @@ class ArcFace(_MarginHead):
         **kwargs,
     ):
         super().__init__(classes, scale=scale, **kwargs)
-        check_margins(1.0, margin, 0.0, scale, gradient)
+        check_margins(1.0, margin, 0.0, scale, gradient, "margin")
         self.margin = float(margin)
         self.gradient = gradient
         self.easy_margin = easy_margin
@@ -294,7 +294,7 @@ class CosFace(_MarginHead):
 
     def __init__(self, classes: int, margin: float = 0.35, scale: float = 64.0, **kwargs):
         super().__init__(classes, scale=scale, **kwargs)
-        check_margins(1.0, 0.0, margin, scale, "exact")
+        check_margins(1.0, 0.0, margin, scale, "exact", "margin")
         self.margin = float(margin)
 
     def _margins(self) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class PartialCosineClassifier(CosineClassifier):
     Source: Partial FC (An et al. 2022, https://arxiv.org/abs/2203.15565, section 3.2). Cosines and
     their gradients take time and memory in proportion to ``sampling_rate``: at millions of
     identities they are most of a step. Evaluation, inference and exports see all classes, and the
-    weights are those of a `CosineClassifier`.
+    weights are those of a `CosineClassifier`; `keras_hybrid.transfer_weights` takes them from one
+    model to the other (Keras's weight files tell layers by their classes, too).
 
     In a training step of `keras_hybrid.applications.MarginModel`, which knows the labels, the
     output is (batch, ``sampled``): first, for each image in turn, the cosine with its own class

@@ -203,7 +203,7 @@ class CurricularFace(AdaptiveMarginLoss):
         super().__init__(
             scale=scale, label_smoothing=label_smoothing, reduction=reduction, name=name
         )
-        check_margins(1.0, margin, 0.0, scale, "exact")
+        check_margins(1.0, margin, 0.0, scale, "exact", "margin")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1]. Received: momentum={momentum}")
         self.margin = float(margin)
@@ -301,7 +301,7 @@ class AdaFace(AdaptiveMarginLoss):
         super().__init__(
             scale=scale, label_smoothing=label_smoothing, reduction=reduction, name=name
         )
-        check_margins(1.0, margin, 0.0, scale, "exact")
+        check_margins(1.0, margin, 0.0, scale, "exact", "margin")
         if not h > 0:
             raise ValueError(f"h must be greater than 0. Received: h={h}")
         if not 0 <= t_alpha <= 1:
@@ -323,7 +323,7 @@ class AdaFace(AdaptiveMarginLoss):
         count = ops.cast(ops.shape(norms)[0], "float32")
         mean = ops.mean(norms)
         variance = ops.sum(ops.square(norms - mean)) / ops.maximum(count - 1.0, 1.0)
-        share = ops.where(count > 1.0, self.t_alpha, 0.0)
+        share = self.t_alpha * ops.cast(count > 1.0, "float32")
         return {
             key: share * value + (1.0 - share) * state[key]
             for key, value in (("norm_mean", mean), ("norm_std", ops.sqrt(variance)))

@@ -13,14 +13,20 @@ GRADIENTS = ("exact", "straight_through")
 _MIN_SQUARED_SINE = 1e-12
 
 
-def check_margins(m1: float, m2: float, m3: float, scale: float, gradient: str) -> None:
-    """Raise ValueError for a margin, scale or gradient that has no meaning."""
+def check_margins(
+    m1: float, m2: float, m3: float, scale: float, gradient: str, name: str | None = None
+) -> None:
+    """Raise ValueError for a margin, scale or gradient that has no meaning.
+
+    ``name`` is what the caller calls the one margin that it has.
+    """
     if not m1 > 0:
-        raise ValueError(f"m1 must be greater than 0. Received: m1={m1}")
+        raise ValueError(f"{name or 'm1'} must be greater than 0. Received: {name or 'm1'}={m1}")
     if not 0 <= m2 < math.pi:
-        raise ValueError(f"m2 is an angle in radians in [0, π). Received: m2={m2}")
+        name = name or "m2"
+        raise ValueError(f"{name} is an angle in radians in [0, π). Received: {name}={m2}")
     if not m3 >= 0:
-        raise ValueError(f"m3 must not be negative. Received: m3={m3}")
+        raise ValueError(f"{name or 'm3'} must not be negative. Received: {name or 'm3'}={m3}")
     if not scale > 0:
         raise ValueError(f"scale must be greater than 0. Received: scale={scale}")
     if gradient not in GRADIENTS:

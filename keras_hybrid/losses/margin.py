@@ -76,6 +76,8 @@ def apply_margin(
 class _FixedMargin(MarginSoftmax):
     """A margin loss whose margin is the same for every sample: `apply_margin`, cross-entropy."""
 
+    _margin_name: str | None = "margin"  # of a subclass with one
+
     def __init__(
         self,
         *,
@@ -93,7 +95,7 @@ class _FixedMargin(MarginSoftmax):
         super().__init__(
             scale=scale, label_smoothing=label_smoothing, reduction=reduction, name=name
         )
-        check_margins(m1, m2, m3, scale, gradient)
+        check_margins(m1, m2, m3, scale, gradient, self._margin_name)
         self.m1, self.m2, self.m3 = float(m1), float(m2), float(m3)
         self.gradient = gradient
         self.fallback = fallback
@@ -312,6 +314,8 @@ class CombinedMargin(_FixedMargin):
 
     Call arguments: As of `ArcFace`.
     """
+
+    _margin_name = None
 
     def __init__(
         self,

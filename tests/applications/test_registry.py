@@ -407,6 +407,62 @@ def test_numbers_that_make_no_network_are_refused(family, arguments, message):
 
 
 @once
+@pytest.mark.parametrize("family", FAMILIES)
+def test_networks_without_blocks_are_refused(family):
+    given = SMALL[family]
+    for name in {"depth", "depths", "head_dim", "window_size"} & given.keys():
+        several = isinstance(given[name], tuple)
+        for number in (0, -1):
+            wrong = (*given[name][:-1], number) if several else number
+            with pytest.raises(ValueError, match=name):
+                small_model(family, **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [(127.0, (128.0, 64.0, 32.0)), ((120.0, 110.0, 100.0), 128.0), ((1, 2, 3), (4, 5, 6))],
+)
+def test_images_are_normalised_by_one_number_or_one_for_each_channel(mean, std):
+    model = small_model("mobilefacenet*", pixel_mean=mean, pixel_std=std)
+    images = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:]))
+    found = predict(model.get_layer("preprocessing"), images.astype("float32"))
+    np.testing.assert_allclose(found, (images - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+@once
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pixel_std": (1.0, 2.0)}, "3 channels, but the normalisation is for 2"),
+        ({"pixel_mean": (1.0, 2.0)}, "3 channels, but the normalisation is for 2"),
+        ({"pixel_std": 0.0}, "divide by positive numbers, got std=0.0"),
+        (
+            {"pixel_std": (1.0, -1.0, 1.0)},
+            r"divide by positive numbers, got std=\(1.0, -1",
+        ),
+        ({"classifier": "dense", "centers_per_class": 3}, "centers_per_class must be 1 .* got 3"),
+    ],
+)
+def test_arguments_without_a_meaning_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_model("mobilefacenet*", **arguments)
+
+
+@once
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_weights_of_a_deeper_network_are_refused(tmp_path, suffix):
+    deep = small_model("vit_p*", depth=3)
+    (deep.save if suffix == ".keras" else deep.save_weights)(tmp_path / f"deep{suffix}")
+    same = small_model("vit_p*", depth=3, weights=str(tmp_path / f"deep{suffix}"))
+    image = np.full((1, *deep.input_shape[1:]), 90, "float32")
+    np.testing.assert_allclose(predict(same, image), predict(deep, image), rtol=1e-5)
+    bare = {"include_top": False, "pooling": "native", "weights": str(tmp_path / f"deep{suffix}")}
+    small_model("vit_p*", depth=3, **bare)
+    with pytest.raises(ValueError, match="norm would get those of block2_norm1"):
+        small_model("vit_p*", depth=2, **bare)
+
+
+@once
 def test_squeeze_and_excitation_of_coatnet_may_be_left_out():
     def widths(se_ratio):
         model = small_model("coatnet_*", se_ratio=se_ratio)

@@ -105,7 +105,20 @@ def test_a_class_for_each_image_and_batches_of_any_size():
         np.testing.assert_allclose(cam[i], one[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("squashing", ["softmax", "sigmoid", "layer", "nested"])
+@pytest.mark.parametrize("floatx", ["float64", "float16"])
+def test_maps_do_not_depend_on_floatx(floatx):
+    model, images = tiny_cct(), photographs()
+    expected = kh.explain.grad_cam(model, images)
+    former = keras.config.floatx()
+    keras.config.set_floatx(floatx)
+    try:
+        found = kh.explain.grad_cam(model, images)
+    finally:
+        keras.config.set_floatx(former)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("squashing", ["softmax", "sigmoid", "layer", "nested", "ensemble"])
 def test_a_class_that_is_certain_is_explained_by_what_the_softmax_takes(squashing):
     """Behind a softmax or sigmoid of 1 the gradient is 0 throughout."""
     images, model = photographs(2, 16, 16), colour_cnn()
@@ -122,6 +135,9 @@ def test_a_class_that_is_certain_is_explained_by_what_the_softmax_takes(squashin
         head = keras.Sequential([layers.Dense(2, use_bias=False, activation="softmax")])
         pooled = model.layers[-2].output
         activated = keras.Model(model.input, head(pooled))
+        if squashing == "ensemble":
+            mean = layers.Average()([layers.Softmax()(model.output), activated.output])
+            activated = keras.Model(model.input, mean)
         head.layers[0].kernel.assign(certain)
     scores = activated.predict(images, verbose=0)
     assert scores[:, 0].tolist() == [1, 1]

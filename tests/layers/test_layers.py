@@ -362,6 +362,17 @@ def test_fully_convolutional_transformer_is_the_published_block():
     np.testing.assert_allclose(numpy(layer(x)), numpy(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["attention", "logits"])
+def test_the_number_of_tokens_may_be_free(kind):
+    tokens = keras.Input((None, 8))
+    layer = MultiHeadSelfAttention(2) if kind == "attention" else ConvolutionalAttention(2)
+    model = keras.Model(tokens, layer(tokens))
+    for count in (3, 5):
+        x = np.random.default_rng(0).normal(size=(2, count, 8)).astype("float32")
+        expected = keras.ops.convert_to_numpy(layer(x))
+        np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("head_dim", [None, 3])
 def test_convolutional_attention_is_the_scaled_product_without_softmax(head_dim):
     layer = randomised(layers.ConvolutionalAttention(2, head_dim), X.shape)

@@ -220,14 +220,20 @@ def test_sampling_and_losses_do_not_depend_on_floatx(floatx):
     sampled = ops.convert_to_numpy(head().sample(labels))
     losses = [kh.losses.CosFace(), kh.losses.ArcFace(), kh.losses.SphereFace()]
     expected = [float(loss(labels, cosines)) for loss in losses]
+    adaptive, norms = kh.losses.AdaFace(), np.linspace(5, 40, 12, dtype="float32")
+    state = adaptive.next_state(adaptive.initial_state(), cosines, labels, norms)
     former = keras.config.floatx()
     keras.config.set_floatx(floatx)
     try:
         np.testing.assert_array_equal(ops.convert_to_numpy(head().sample(labels)), sampled)
         found = [float(loss(labels, ops.convert_to_tensor(cosines))) for loss in losses]
+        changed = adaptive.next_state(adaptive.initial_state(), cosines, labels, norms)
     finally:
         keras.config.set_floatx(former)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert {k: float(v) for k, v in changed.items()} == pytest.approx(
+        {k: float(v) for k, v in state.items()}
+    )
 
 
 @pytest.mark.parametrize("kind", [list, dict])
