@@ -365,7 +365,8 @@ def test_fully_convolutional_transformer_is_the_published_block():
 @pytest.mark.parametrize("kind", ["attention", "logits"])
 def test_the_number_of_tokens_may_be_free(kind):
     tokens = keras.Input((None, 8))
-    layer = MultiHeadSelfAttention(2) if kind == "attention" else ConvolutionalAttention(2)
+    kinds = {"attention": layers.MultiHeadSelfAttention, "logits": layers.ConvolutionalAttention}
+    layer = kinds[kind](2)
     model = keras.Model(tokens, layer(tokens))
     for count in (3, 5):
         x = np.random.default_rng(0).normal(size=(2, count, 8)).astype("float32")
