@@ -90,6 +90,7 @@ def quantization() -> str:
     models = {
         "facerec_small 64x64, 988 identities, 32 epochs": "FaceRec-small, 64×64, 32 epochs",
         "facerec_small 64x64, 988 identities, 16 epochs": "FaceRec-small, 64×64, 16 epochs",
+        "facerec_mobile 64x64, 988 identities, 16 epochs": "facerec_mobile, 64×64, 16 epochs",
         "mobilefacenet 64x64, 988 identities, 16 epochs": "MobileFaceNet, 64×64, 16 epochs",
         "efficientvit_face_small 64x64, 988 identities, 16 epochs": (
             "EfficientNet + ViT small, 64×64, 16 epochs"
