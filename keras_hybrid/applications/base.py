@@ -231,7 +231,7 @@ def add_branch(x, branch, drop_path: float, name: str):
 def check_counts(**counts: int | Sequence[int]) -> None:
     """Raise ValueError unless each argument is a positive integer, or a sequence of them."""
     for name, value in counts.items():
-        several = isinstance(value, Sequence)
+        several = isinstance(value, Sequence) and not isinstance(value, str)
         if any(positive_integer(number) is None for number in (value if several else [value])):
             kind = "positive integers" if several else "a positive integer"
             raise ValueError(f"{name} must be {kind}, got {value!r}.")

@@ -150,7 +150,8 @@ def class_names(source: str | None, model, path: Path) -> list[str] | None:
     classes = model.outputs[0].shape[-1]
     if len(names) != classes:
         raise ValueError(f"{source} names {len(names)} classes, the model has {classes}.")
-    if not source.lower().endswith(".txt"):  # whose names are for the reader, in any words
+    # Names in a .txt are for the reader, in any words; a model by its name has no record.
+    if path.is_file() and not source.lower().endswith(".txt"):
         check_names(names, source, path)
     return names
 

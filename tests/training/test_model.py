@@ -24,8 +24,8 @@ from training.model import (
 
 @pytest.mark.any_backend
 def test_arguments_that_only_the_model_can_judge_are_named_when_it_is_built():
-    with pytest.raises(ValueError, match=r"model_arguments=\{'depth.* do not fit vit_ti16: "):
-        build_model(dataclasses.replace(TINY, model_arguments={"depth": "six"}), 4, 4)
+    with pytest.raises(ValueError, match=r"model_arguments=\{'mlp_ratio.* do not fit vit_ti16: "):
+        build_model(dataclasses.replace(TINY, model_arguments={"mlp_ratio": "six"}), 4, 4)
 
 
 # The names of all trainable variables that are no kernels and no centres of classes.

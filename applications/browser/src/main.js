@@ -157,12 +157,11 @@ function acceptDrops(target, photograph) {
     target.classList.remove("over");
     const files = [...event.dataTransfer.files];
     attempt(async () => {
-      let images = 0;
+      const images = files.filter(({ type }) => type.startsWith("image/"));
       for (const file of files) {
         const empty = photographs.find(({ image }) => !image) ?? photographs[0];
-        const one = photograph ?? empty; // several images take both places, in their order
-        await open(file, files.length === 1 ? one : photographs[images % photographs.length]);
-        images += file.type.startsWith("image/");
+        const place = images.indexOf(file) % photographs.length; // several take both, in order
+        await open(file, images.length > 1 ? photographs[place] : (photograph ?? empty));
       }
     });
   });
