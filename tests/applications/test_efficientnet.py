@@ -64,7 +64,7 @@ def test_the_hybrid_continues_from_the_third_block_of_b0(stem_activation):
     theirs.get_layer("stem_activation").activation = keras.activations.get(stem_activation)
     theirs = keras.Model(theirs.input, theirs.get_layer("block2b_add").output)
     ours = kh.create_model(
-        "efficientvit_face", **BARE, stem_activation=stem_activation, depth=0, input_shape=shape
+        "efficientvit_face", **BARE, stem_activation=stem_activation, depth=1, input_shape=shape
     )
     assert ours.output_shape == (None, 1 + 2 * 3, 512)
     ours = keras.Model(ours.input, ours.get_layer("block2b_add").output)

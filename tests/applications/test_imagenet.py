@@ -87,7 +87,7 @@ def photographs(shape) -> np.ndarray:
         ),
         (
             "efficientvit_face",
-            {"depth": 0},
+            {"depth": 1},
             "block2b_add",
             "EfficientNetB0",
             "block2b_add",
