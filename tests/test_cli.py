@@ -75,6 +75,17 @@ def lonely_model(folder, tmp_path) -> Path:
     return Path(shutil.copy(folder / "model.keras", tmp_path / "model.keras"))
 
 
+def write_tables(files: list[Path], to: Path) -> tuple[Path, Path]:
+    """Write tables of the files' landmarks, near the template's, and of the files and labels."""
+    points = kh.data.face_template(48) + np.random.default_rng(0).normal(size=(len(files), 5, 2))
+    columns = [f"{axis}{point}" for point in range(5) for axis in "xy"]
+    rows = [["file", *columns]] + [[f, *p.ravel()] for f, p in zip(files, points, strict=True)]
+    landmarks, table = to / "landmarks.csv", to / "faces.csv"
+    landmarks.write_text("\n".join(",".join(map(str, row)) for row in rows))
+    table.write_text("\n".join(["file,label", *(f"{f},{f.parent.name}" for f in files)]))
+    return landmarks, table
+
+
 def run(capsys, *arguments) -> tuple[int, str, str]:
     status = main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
@@ -877,12 +888,7 @@ def test_evaluate_says_where_it_does_not_do_as_training_did(capsys, folder, lone
 
 def test_images_are_aligned_by_a_table_of_landmarks(capsys, folder, lonely_model, tmp_path):
     faces = sorted((folder / "faces").rglob("*.png"))
-    points = kh.data.face_template(48) + np.random.default_rng(0).normal(size=(len(faces), 5, 2))
-    columns = [f"{axis}{point}" for point in range(5) for axis in "xy"]
-    rows = [["file", *columns]] + [[f, *p.ravel()] for f, p in zip(faces, points, strict=True)]
-    landmarks, table = tmp_path / "landmarks.csv", tmp_path / "faces.csv"
-    landmarks.write_text("\n".join(",".join(map(str, row)) for row in rows))
-    table.write_text("\n".join(["file,label", *(f"{f},{f.parent.name}" for f in faces)]))
+    landmarks, table = write_tables(faces, tmp_path)
     record = {"data_options": {"landmarks": str(landmarks), "align": True}}
     (lonely_model.parent / "results.json").write_text(json.dumps(record))
     arguments = ("evaluate", lonely_model, "--data", table, "--out", tmp_path / "out")
@@ -1121,12 +1127,7 @@ def test_evaluate_gives_a_model_the_landmarks_of_a_table(capsys, folder, tmp_pat
     )
     model.save(tmp_path / "model.keras")
     names = sorted(path.relative_to(folder / "faces") for path in (folder / "faces").rglob("*.png"))
-    points = kh.data.face_template(48) + np.random.default_rng(0).normal(size=(len(names), 5, 2))
-    columns = [f"{axis}{point}" for point in range(5) for axis in "xy"]
-    rows = [["file", *columns]] + [[n, *p.ravel()] for n, p in zip(names, points, strict=True)]
-    landmarks, table = tmp_path / "landmarks.csv", tmp_path / "faces.csv"
-    landmarks.write_text("\n".join(",".join(map(str, row)) for row in rows))
-    table.write_text("\n".join(["file,label", *(f"{n},{n.parent}" for n in names)]))
+    landmarks, table = write_tables(names, tmp_path)
     data = ("--data", table, "--images", folder / "faces")
     pairs = ("--pairs", folder / "pairs.txt", "--pairs-images", folder / "faces")
     given = ("--landmarks", landmarks), ("--pairs-landmarks", landmarks)

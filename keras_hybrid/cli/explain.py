@@ -5,7 +5,8 @@ import difflib
 import sys
 
 from keras_hybrid.cli.printing import format_size, print_facts
-from keras_hybrid.cli.reading import check_file, class_names, image_size, load_model, to_range
+from keras_hybrid.cli.reading import check_file, class_names, image_size, load_model
+from keras_hybrid.data.files import to_range
 
 
 def run_explain(given: argparse.Namespace) -> None:

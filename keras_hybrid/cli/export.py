@@ -11,8 +11,8 @@ from keras_hybrid.cli.reading import (
     image_size,
     load_model,
     open_training_images,
-    to_range,
 )
+from keras_hybrid.data.files import to_range
 
 CALIBRATION_IMAGES = 200
 LOW_COSINE = 0.98

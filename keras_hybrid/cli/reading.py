@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from keras_hybrid.data.files import to_range
+
 # The kind of results that `evaluate` writes; only these does it overwrite, not a training's.
 EVALUATION = "keras_hybrid evaluation"
 RESULTS = "results.json"
@@ -65,14 +67,6 @@ def in_range(model, input_range: list[float] | None, embedding: bool = False):
     if embedding:
         model = keras.Model(model.input, model.get_layer("embedding").output)
     return lambda images: model.predict_on_batch(to_range(images, input_range))
-
-
-def to_range(images, input_range: list[float] | None):
-    """Return images in [0, 255], an array, in a model's input range: float32, or as they are."""
-    if input_range in (None, [0, 255]):
-        return images
-    low, high = input_range
-    return low + images.astype("float32") / 255 * (high - low)
 
 
 def open_litert(path: Path, input_range: list[float] | None):

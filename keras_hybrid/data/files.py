@@ -122,6 +122,14 @@ def _eight_bits(values: np.ndarray, divisor: float | None) -> np.ndarray:
     return table[np.clip(values, 0, 2**16 - 1)]
 
 
+def to_range(images: np.ndarray, value_range: Sequence[float] | None) -> np.ndarray:
+    """Return images in [0, 255] in another range, float32; as they are where it is that or None."""
+    if value_range is None or tuple(value_range) == (0, 255):
+        return images
+    low, high = value_range
+    return low + images.astype("float32") / 255 * (high - low)
+
+
 def encode_image(image: np.ndarray, quality: int | None = None) -> bytes:
     """Encode an image as PNG, or as JPEG of a quality.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_hybrid.data.files import to_range
 from keras_hybrid.export.metadata import read_metadata
 
 __all__ = ["LiteRTModel"]
@@ -91,14 +92,12 @@ class LiteRTModel:
 
     def _function(self, output: str) -> Callable[[np.ndarray], np.ndarray]:
         name, dtype = self._input["name"], self._input["dtype"]
-        low, high = self.value_range
 
         def call(images: np.ndarray) -> np.ndarray:
             images = np.asarray(images)
             if dtype == "uint8":
                 images = np.rint(images)
-            if (low, high) != (0, 255):
-                images = low + images.astype("float32") / 255 * (high - low)
+            images = to_range(images, self.value_range)
             size = self.batch_size or len(images)
             found = []
             for start in range(0, len(images), size):
