@@ -22,13 +22,14 @@ class ClassParallel(keras.distribution.ModelParallel):
     ```
 
     Set it before the model is built. What is split: ``centers`` of the layer ``predictions`` where
-    it is a cosine classifier, ``kernel`` and ``bias`` where it is dense, and what the optimizer
-    keeps of each. The images of a batch are shared out over all devices; the embeddings of a group
-    of ``model`` devices are gathered before the classifier. A batch that not all devices can share
-    out is split over the axis "data", and its parts are repeated in each group; one that "data"
-    does not divide either is copied to all devices. ``fit`` and ``evaluate`` of Keras lay all their
-    batches out as the first: give them data whose last batch divides, too, or a batch size that
-    "data" (where it is 1, "model") does not divide.
+    it is a cosine classifier, ``kernel`` and ``bias`` where it is dense, what the optimizer keeps
+    of each, and the sample that a `PartialCosineClassifier` trains against. The images of a batch
+    are shared out over all devices; the embeddings of a group of ``model`` devices are gathered
+    before the classifier. A batch that not all devices can share out is split over the axis "data",
+    and its parts are repeated in each group; one that "data" does not divide either is copied to
+    all devices. ``fit`` and ``evaluate`` of Keras lay all their batches out as the first: give them
+    data whose last batch divides, too, or a batch size that "data" (where it is 1, "model") does
+    not divide.
 
     With several processes (``keras.distribution.initialize``) each gives ``fit`` its own part of
     every batch, `batch_part`, and all of these must be of one size that divides.
@@ -94,6 +95,17 @@ class ClassParallel(keras.distribution.ModelParallel):
             )
         part = batch_size // self._parts
         return slice(self._part * part, (self._part + 1) * part)
+
+    @property
+    def class_shards(self) -> int:
+        """Devices of a group, over which the classes are split."""
+        return self.device_mesh.shape[1]
+
+    def split(self, tensor):
+        """Return a tensor with its first axis split over the devices of a group, as the classes."""
+        axes = [MODEL] + [None] * (len(tensor.shape) - 1)
+        layout = keras.distribution.TensorLayout(axes, self.device_mesh)
+        return keras.distribution.distribute_tensor(tensor, layout)
 
     def get_data_layout(self, data_shape):
         """Return how a tensor of a batch is split: over all devices, over "data", or not at all."""

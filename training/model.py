@@ -260,12 +260,14 @@ def check_classes(recipe: Recipe, classes: int) -> None:
             f"mesh={recipe.mesh!r}."
         )
     if recipe.sampling_rate < 1:
-        sampled = kh.layers.PartialCosineClassifier(classes, recipe.sampling_rate).sampled
-        if sampled < recipe.batch_size:
+        shards = recipe.mesh_axes.get("model", 1)
+        head = kh.layers.PartialCosineClassifier(classes, recipe.sampling_rate, shards=shards)
+        if head.sampled // shards < recipe.batch_size:
             raise ValueError(
-                f"sampling_rate {recipe.sampling_rate:g} of {classes} identities is {sampled} a "
-                f"step, fewer than a batch of {recipe.batch_size} may have: raise sampling_rate "
-                "or lower batch_size."
+                f"sampling_rate {recipe.sampling_rate:g} of {classes} identities is "
+                f"{head.sampled // shards} a step{' on each part of the mesh' * (shards > 1)}, "
+                f"fewer than a batch of {recipe.batch_size} may have: raise sampling_rate or lower "
+                "batch_size."
             )
 
 

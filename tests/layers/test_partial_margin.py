@@ -54,6 +54,39 @@ def test_a_sample_has_the_batchs_classes_where_columns_says_and_others_once_each
     assert len(seen) == (12 if len(set(labels)) == 12 else CLASSES)
 
 
+@pytest.mark.parametrize(
+    "labels", [[5, 0, 39, 7], [5, 5, 0, 30, 39, 0], [0, 1, 2, 3, 4, 5], [20] * 6, [19, 20, 19, 20]]
+)
+def test_every_shard_has_an_equal_part_of_the_sample(labels):
+    layer = head(shards=2)
+    assert layer.sampled == 12
+    seen = set()
+    for _ in range(60):
+        sample = numpy(layer.sample(ops.convert_to_tensor(labels, "int32")))
+        assert len(set(sample)) == 12
+        assert (sample[:6] < 20).all() and (sample[6:] >= 20).all()
+        columns = numpy(layer.columns(ops.convert_to_tensor(labels)))
+        np.testing.assert_array_equal(sample[columns], labels)
+        seen |= set(sample)
+    # All others are drawn, if a shard has any column left for them.
+    full = {shard for shard in (0, 1) if sum(label // 20 == shard for label in set(labels)) == 6}
+    assert len(seen) == CLASSES - 14 * len(full)
+
+
+def test_a_sample_is_of_equal_parts_rounded_up():
+    assert head(shards=8, sampling_rate=0.3).sampled == 16  # 1.5 of 5, eight times
+    assert head(shards=8, sampling_rate=1.0).sampled == CLASSES
+    layer = PartialCosineClassifier.from_config(head(shards=4).get_config())
+    assert (layer.shards, layer.sampled) == (4, 12)
+    assert head().get_config()["shards"] is None and head().shards == 1
+
+
+@pytest.mark.parametrize("shards", [0, 3, 2.0, "2"])
+def test_shards_that_do_not_divide_the_classes_are_refused(shards):
+    with pytest.raises(ValueError, match="shards must be a positive integer that divides the 40"):
+        head(shards=shards)
+
+
 def test_the_others_are_drawn_alike():
     layer, labels = head(), ops.convert_to_tensor([[2], [2], [9], [4]], "int32")
     counts = np.zeros(CLASSES)
@@ -66,9 +99,9 @@ def test_the_others_are_drawn_alike():
     assert np.abs(others - expected).max() < 5 * np.sqrt(expected * (1 - 9 / 37))
 
 
-@pytest.mark.parametrize("centers", [1, 3])
-def test_training_sees_the_cosines_of_the_sample(centers):
-    layer = head(centers_per_class=centers)
+@pytest.mark.parametrize(("centers", "shards"), [(1, 1), (3, 1), (1, 2), (3, 2)])
+def test_training_sees_the_cosines_of_the_sample(centers, shards):
+    layer = head(centers_per_class=centers, shards=shards)
     embedding = RANDOM.normal(size=(6, DIM)).astype("float32")
     labels = ops.convert_to_tensor([1, 8, 1, 30, 2, 8], "int32")
     full = numpy(layer(embedding))
@@ -98,13 +131,16 @@ def test_a_rate_of_one_is_the_full_head():
         np.testing.assert_array_equal(full, sampled)
 
 
-def test_a_step_is_that_of_a_softmax_over_the_sample():
+@pytest.mark.parametrize(("rate", "shards"), [(0.3, 1), (0.5, 2)])
+def test_a_step_is_that_of_a_softmax_over_the_sample(rate, shards):
     """The gradient of the sampled loss once more, by differences of a loss in float64."""
-    layer = partial(0.3)
+    layer = partial(rate, shards=shards)
     model = build(layer)
-    rate = 1e-3
-    model.compile(keras.optimizers.SGD(rate), loss=kh.losses.CosFace(margin=0.2, scale=8.0))
-    x, y = VECTORS[:10], LABELS[:10] // 2  # classes that occur twice
+    learning_rate = 1e-3
+    model.compile(
+        keras.optimizers.SGD(learning_rate), loss=kh.losses.CosFace(margin=0.2, scale=8.0)
+    )
+    x, y = VECTORS[:10], 7 * (LABELS[:10] // 2)  # classes that occur twice
     before = numpy(layer.centers).astype("float64")
     kernel, bias = (numpy(w).astype("float64") for w in model.get_layer("embedding").weights)
     state = numpy(layer.seed_generator.state.value)
@@ -128,7 +164,7 @@ def test_a_step_is_that_of_a_softmax_over_the_sample():
         step = np.zeros_like(before)
         step[row, 2] = 1e-5
         slope = (expected_loss(before + step) - expected_loss(before - step)) / 2e-5
-        np.testing.assert_allclose(moved[row, 2], -rate * slope, atol=2e-7)
+        np.testing.assert_allclose(moved[row, 2], -learning_rate * slope, atol=2e-7)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +243,8 @@ def test_a_rate_out_of_range_is_refused(rate):
 def test_a_batch_larger_than_the_sample_is_refused():
     with pytest.raises(ValueError, match="A batch of 13 may have more classes than the 12"):
         head().sample(ops.convert_to_tensor(LABELS[:13]))
+    with pytest.raises(ValueError, match="more classes than the 6 that are sampled of 20, of each"):
+        head(shards=2).sample(ops.convert_to_tensor(LABELS[:7]))
     model = build(partial(0.3))
     model.compile("sgd", loss=kh.losses.CosFace())
     with pytest.raises(ValueError, match="A batch of 24 may have more classes than the 12"):

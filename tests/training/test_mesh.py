@@ -60,6 +60,14 @@ def test_centres_and_moments_are_split_by_classes_and_nothing_else_is(answer, na
 
 @pytest.mark.slow
 @on_jax
+def test_groups_of_devices_exchange_the_gradients_of_their_sample_alone(answer):
+    full, sampled = answer["exchanges"]
+    # Each of two parts of 4,000 classes, of 32 dimensions; a tenth of them.
+    assert (full, sampled) == (2000 * 32, 200 * 32)
+
+
+@pytest.mark.slow
+@on_jax
 def test_all_devices_share_out_a_batch_that_they_divide(answer):
     layouts = answer["layouts"]
     assert layouts == {"16": [["data", "model"]], "12": ["data"], "10": [None]}
