@@ -5,10 +5,10 @@
     python benchmarks/scale_plan.py measure     # on this CPU -> benchmarks/results/scale.csv
     python benchmarks/scale_plan.py measured    # that file's tables
 
-``measure`` compiles JAX's training step, as ``fit`` runs it, on one and on eight virtual devices
-and asks the compiler for its memory; it times the step on one device, in CPU seconds, and computes
-the same with the rates of a bare matrix product and a bare pass over memory, which it measures
-first. ``plan`` is arithmetic: nothing of it has been run on a GPU.
+``measure`` compiles JAX's training step, as ``fit`` runs it, for up to 64 virtual devices and asks
+the compiler for its memory, for which none of it is taken; it times the step on one device, in CPU
+seconds, and computes the same with the rates of a bare matrix product and a bare pass over memory,
+which it measures first. ``plan`` is arithmetic: nothing of it has been run on a GPU.
 """
 
 import argparse
@@ -97,8 +97,6 @@ class Setup:
         batch: Images of the whole batch.
         moments: Numbers an optimizer keeps beside a weight: 2 for Adam, 1 for SGD with momentum.
         per_host: Devices of a host.
-        split_sample: Whether the devices of a group share out its sample of the classes, too, as
-            arcface_torch does; with `ClassParallel` each has all of it.
         activation_bytes: Of a number.
     """
 
@@ -109,7 +107,6 @@ class Setup:
     sampling_rate: float = 1.0
     moments: int = 2
     per_host: int = 8
-    split_sample: bool = False
     activation_bytes: int = 4
 
     @property
@@ -120,8 +117,7 @@ class Setup:
     @property
     def seen(self) -> float:
         """Classes that a device computes cosines with."""
-        is_split = self.sampling_rate == 1 or self.split_sample
-        return self.classes * self.sampling_rate / (self.model if is_split else 1)
+        return self.classes * self.sampling_rate / self.model
 
     @property
     def logits(self) -> float:
@@ -135,10 +131,13 @@ def memory(trunk: Trunk, setup: Setup) -> float:
     seen = setup.seen * trunk.dim
     kept = 4 * (1 + setup.moments) * (trunk.parameters + centers)
     # Beside what stays: gradients, normalised centres (of a sample also the drawn ones, and their
-    # gradient before it is scattered), and three matrices of the logits' size.
+    # gradient before it is scattered; over several groups a sum of it), and three matrices of the
+    # logits' size.
     passing = 4 * (trunk.parameters + centers + seen) + 12 * setup.logits
     if setup.sampling_rate < 1:
         passing += 8 * seen
+    if setup.data > 1:
+        passing += 4 * seen
     return kept + passing + setup.activation_bytes * trunk.activations * setup.trunk_images
 
 
@@ -161,10 +160,8 @@ def seconds(trunk: Trunk, setup: Setup, device: Device) -> dict[str, float]:
     update = 4 * (3 + 2 * setup.moments) * (trunk.parameters + centers)
     devices = setup.data * setup.model
     link = (device.link if devices <= setup.per_host else device.network) * device.efficiency
-    # Gradients: the trunk's over all devices, the centres' over all groups.
-    exchanged = (
-        2 * (1 - 1 / devices) * 4 * trunk.parameters + 2 * (1 - 1 / setup.data) * 4 * centers
-    )
+    # Gradients: the trunk's over all devices, those of the classes seen over all groups.
+    exchanged = 2 * (1 - 1 / devices) * 4 * trunk.parameters + 2 * (1 - 1 / setup.data) * 4 * seen
     if setup.model > 1:  # embeddings to all parts, and their gradients back
         exchanged += 2 * 4 * trunk.dim * setup.batch / setup.data * 2 * (1 - 1 / setup.model)
     return {
@@ -186,7 +183,7 @@ def trunk_of(name: str) -> Trunk:
 
 
 IMAGES = 128  # of a GPU
-METHODS = ("full head", "sampled 0.1", "split by classes")
+METHODS = ("full head", "sampled 0.1", "split by classes", "both")
 
 
 def setups(classes: int, gpus: int) -> dict[str, Setup]:
@@ -199,6 +196,7 @@ def setups(classes: int, gpus: int) -> dict[str, Setup]:
         METHODS[0]: everywhere,
         METHODS[1]: dataclasses.replace(everywhere, sampling_rate=0.1),
         METHODS[2]: split,
+        METHODS[3]: dataclasses.replace(split, sampling_rate=0.1),
     }
 
 
@@ -249,7 +247,7 @@ def published() -> str:
     ]
     for classes, row in PUBLISHED.items():
         common = {"classes": classes, "batch": 1024, "moments": 1, "activation_bytes": 2}
-        split = Setup(model=8, split_sample=True, **common)
+        split = Setup(model=8, **common)
         layouts = (Setup(data=8, **common), split, dataclasses.replace(split, sampling_rate=0.1))
         for name, setup, found in zip(names, layouts, row, strict=True):
             if found is not None:
@@ -286,10 +284,12 @@ def measured(quantity: str) -> str:
 
 
 def compiled_step(setup: Setup, trunk_name: str | None = None):
-    """Return (executable, state, batch, trunk) of a JAX training step with CosFace and AdamW."""
+    """Return (executable, state, batch, trunk) of a JAX training step with CosFace and AdamW.
+
+    State and batch are shapes: neither the centres nor their moments are ever made.
+    """
     import jax
     import keras
-    import numpy as np
 
     import keras_hybrid as kh
 
@@ -304,28 +304,36 @@ def compiled_step(setup: Setup, trunk_name: str | None = None):
     else:
         network = kh.create_model(trunk_name, include_top=False, pooling="native")
         inputs, embedding, trunk = network.input, network.output, trunk_of(trunk_name)
-    head = kh.layers.PartialCosineClassifier(
-        setup.classes, setup.sampling_rate, kernel_initializer="ones", name="predictions"
-    )
-    model = kh.applications.MarginModel(inputs, head(embedding))
-    model.compile(keras.optimizers.AdamW(1e-3), loss=kh.losses.CosFace())
-    model.optimizer.build(model.trainable_variables)
-    variables = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    )
-    state = tuple([v.value for v in each] for each in variables)
-    batch = (
-        np.random.default_rng(0).random((setup.batch, *inputs.shape[1:]), "float32"),
-        np.arange(setup.batch, dtype="int32"),
-    )
-    if mesh is not None:
-        batch = jax.tree.map(
-            lambda a: jax.device_put(a, mesh.get_data_layout(a.shape).backend_layout), batch
+    head = kh.layers.PartialCosineClassifier(setup.classes, setup.sampling_rate, name="predictions")
+    optimizer = keras.optimizers.AdamW(1e-3)
+    with keras.StatelessScope(initialize_variables=False):
+        outputs = head(embedding)
+    model = kh.applications.MarginModel(inputs, outputs)
+    model.compile(optimizer, loss=kh.losses.CosFace())
+
+    def shaped(shape, dtype, layout):
+        sharding = None if layout is None else layout.backend_layout
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def variable(v):
+        # Moments of centres that are not there do not know that they lie as these do.
+        laid_out_as = head.centers if v.shape == head.centers.shape else v
+        return shaped(v.shape, v.dtype, mesh and mesh.get_variable_layout(laid_out_as))
+
+    def data(shape, dtype):
+        return shaped(shape, dtype, mesh and mesh.get_data_layout(shape))
+
+    with keras.StatelessScope(initialize_variables=False):
+        model.optimizer.build(model.trainable_variables)
+        variables = (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
         )
-    step = jax.jit(model.train_step, donate_argnums=0).lower(state, batch).compile()
+        state = tuple([variable(v) for v in each] for each in variables)
+        batch = data((setup.batch, *inputs.shape[1:]), "float32"), data((setup.batch,), "int32")
+        step = jax.jit(model.train_step, donate_argnums=0).lower(state, batch).compile()
     return step, state, batch, trunk
 
 
@@ -365,6 +373,7 @@ def this_cpu() -> Device:
 def measure(hardware: str, table: pathlib.Path) -> None:
     """Add computed and measured memory and time to the table of results."""
     import jax
+    import jax.numpy as jnp
 
     from benchmarks.table import append_row
     from training.report import command, commit
@@ -387,16 +396,18 @@ def measure(hardware: str, table: pathlib.Path) -> None:
     layouts = [
         *(Setup(classes, batch) for classes in (10_000, 50_000, 200_000) for batch in (32, 256)),
         *(Setup(classes, 256, sampling_rate=0.1) for classes in (10_000, 50_000, 200_000)),
-        *(Setup(classes, 256, 1, 8) for classes in (10_000, 50_000, 200_000)),
-        Setup(200_000, 256, 4, 2),
-        Setup(200_000, 256, 8, 1),
-        Setup(200_000, 256, 1, 8, sampling_rate=0.1),
     ]
+    for classes in (200_000, 1_000_000, 10_000_000):
+        for mesh in ((8, 1), (4, 2), (1, 8), (8, 8)):
+            batch = IMAGES * mesh[0] * mesh[1]
+            layouts += [Setup(classes, batch, *mesh, sampling_rate=rate) for rate in (1.0, 0.1)]
     for setup in layouts:
         step, state, batch, trunk = compiled_step(setup)
         write("memory", setup, memory(trunk, setup) / GB, measured_memory(step) / GB, "GB")
         if setup.data * setup.model > 1 or (setup.batch, setup.sampling_rate) == (256, 1.0):
             continue
+        # Nothing is divided by, so any numbers do; labels are all of the first class.
+        state, batch = jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), (state, batch))
 
         def run(step=step, batch=batch):
             nonlocal state
@@ -406,10 +417,10 @@ def measure(hardware: str, table: pathlib.Path) -> None:
         run()
         found = cpu_seconds(run)
         write("time", setup, sum(seconds(trunk, setup, device).values()), found, "CPU s")
-    setup = Setup(1000, 8)
-    step, _, _, trunk = compiled_step(setup, "facerec_small")
-    computed = memory(trunk, setup)
-    write("memory with facerec_small", setup, computed / GB, measured_memory(step) / GB, "GB")
+    for setup in (Setup(1000, 8), Setup(1_000_000, 64, 1, 8, sampling_rate=0.1)):
+        step, _, _, trunk = compiled_step(setup, "facerec_small")
+        computed, found = memory(trunk, setup) / GB, measured_memory(step) / GB
+        write("memory with facerec_small", setup, computed, found, "GB")
 
 
 def main() -> None:
@@ -422,7 +433,7 @@ def main() -> None:
     if given.what == "measure":
         os.environ["KERAS_BACKEND"] = "jax"
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=64"
         measure(given.hardware, given.out)
     elif given.what == "published":
         print(published())
