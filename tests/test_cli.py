@@ -180,10 +180,13 @@ def test_version(capsys):
             "--class belongs to Grad-CAM",
         ),
         (["explain", "a.jpg", "--model", "m.keras", "--class", "Anna"], "--names"),
-        (["explain", "a.jpg", "--model", "m.keras", "--input-range", "1", "0"], "smaller value"),
+        (
+            ["explain", "a.jpg", "--model", "m.keras", "--input-range", "1", "0"],
+            "smaller one first",
+        ),
         (["evaluate", "m.keras"], "--data, or --pairs"),
-        (["evaluate", "m.keras", "--data", "x", "--input-range", "1", "0"], "smaller value"),
-        (["verify", "a", "b", "--model", "m", "--input-range", "1", "0"], "smaller value"),
+        (["evaluate", "m.keras", "--data", "x", "--input-range", "1", "0"], "smaller one first"),
+        (["verify", "a", "b", "--model", "m", "--input-range", "1", "0"], "smaller one first"),
         (
             ["evaluate", "m.keras", "--data", "x", "--data-options", "split=test"],
             "--data-options has split: give --split instead",
@@ -413,6 +416,16 @@ def test_verify_says_what_is_wrong_with_an_image(capsys, folder, face, tmp_path)
     assert "broken.jpg: not an image" in failure(capsys, "verify", broken, face(0, 1), *rest)
 
 
+def test_a_photograph_of_other_proportions_is_noted(capsys, folder, face, tmp_path):
+    photograph = image_module.open(face(0, 1)).resize((48, 64))
+    photograph.save(tmp_path / "whole.png")
+    arguments = ("--model", folder / "model.keras", "--threshold", 0.3)
+    status, _, err = run(capsys, "verify", face(0, 2), tmp_path / "whole.png", *arguments)
+    assert status == 0
+    noted = f"note: {tmp_path / 'whole.png'} has 64x48 pixels and is squeezed to the model's 32x32:"
+    assert err == f"{noted} is it cropped as those of the training?\n"
+
+
 def test_verify_turns_photographs_upright(capsys, folder, face, tmp_path):
     lying = tmp_path / "lying.png"
     image = image_module.open(face(0, 1))
@@ -561,6 +574,8 @@ def test_explain_takes_a_layer_and_a_class_by_name(capsys, folder, face, tmp_pat
     table = tmp_path / "people.csv"  # of images that lie elsewhere
     table.write_text("file,label\n" + "".join(f"{name}.png,{name}\n" for name in people))
     assert "class 2 (Cem)" in run(capsys, *arguments, "--names", table, "--class", "Cem")[1]
+    (tmp_path / "names.txt").write_text("Anna\nBerta\nAnna\nDora\nEva\n")
+    assert "names.txt names classes twice: Anna." in run(capsys, *arguments, *names)[2]
     (tmp_path / "names.txt").write_text("Anna\nBerta\n")
     assert "names 2 classes, the model has 5" in run(capsys, *arguments, *names)[2]
     assert "class_index must be in [0, 5), got 5" in run(capsys, *arguments, "--class", "5")[2]
@@ -790,6 +805,14 @@ def test_a_litert_file_is_judged_as_its_model_is(capsys, folder, lonely_model, t
     expected, found = (judged(file, *data) for file in (lonely_model, scores))
     assert found[0]["classification"] == expected[0]["classification"]
     assert found[1] == expected[1]
+    for names, message in (
+        ("p1 p0 p2 p3 p4", "are scores.tflite's in another order"),
+        ("Ann Ben Cem Dov Eve", "calls its classes otherwise: 0 is 'Ann' there, 'p0' in"),
+    ):
+        kh.export.to_litert(model, scores, output="cosines", labels=names.split())
+        status, _, err = run(capsys, "evaluate", scores, *data)
+        assert message.replace("scores.tflite", str(scores)) in err
+        assert status == (1 if "order" in message else 0)
     message = failure(capsys, "evaluate", embedding, *data)
     assert "one score for each class, but embedding (4, 32)" in message
     assert "--output embedding" in failure(capsys, "evaluate", scores, *people[:4])

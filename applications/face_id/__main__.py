@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="address or host name to listen on, as browsers use it "
         "(default: 127.0.0.1, this machine alone)",
     )
-    parser.add_argument("--port", type=int, default=8010, help="(default: 8010)")
+    parser.add_argument(
+        "--port", type=_port, default=8010, help="1 to 65535 (default: 8010)", metavar="N"
+    )
     given = parser.parse_args(arguments)
     try:
         app = _build(given)
@@ -85,6 +87,12 @@ def _host(text: str) -> str:
 
 def _in_address(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
+    return int(text)
 
 
 def _rate(text: str) -> float:

@@ -30,6 +30,7 @@ _ONE_PHOTOGRAPH = 0.99
 # Fewer errors than this say little of a rate: 30 are within 30 % of it, 9 times in 10 (Doddington).
 _ERRORS = 30
 _PHOTOGRAPHS_OF_A_PERSON = 4
+_MOST_PHOTOGRAPHS = 10_000  # 50 million pairs, about 1 GB
 
 
 class Point(NamedTuple):
@@ -171,9 +172,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--images", help="for a .csv: the folder or .zip of its files")
     parser.add_argument(
-        "--photographs", type=int, default=2000, help="default: 2000, which make 2 million pairs"
+        "--photographs",
+        type=_count,
+        default=2000,
+        metavar="N",
+        help=f"2 to {_MOST_PHOTOGRAPHS:,} (default: 2000, which make 2 million pairs)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="which of them (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="which of them (default: 0)")
     parser.add_argument("--out", type=Path, help="default: MODEL.calibration.json")
     given = parser.parse_args(arguments)
     out = given.out or calibration_file(given.model)
@@ -205,6 +210,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{rate:<13.2g}  {threshold:9.4f}  {true_accepts:12.2%}")
     print(f"Written: {out}")
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 2 <= int(text) <= _MOST_PHOTOGRAPHS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 2 to {_MOST_PHOTOGRAPHS:,}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or a positive integer")
+    return int(text)
 
 
 def _calibrate(given: argparse.Namespace) -> Calibration:

@@ -4,12 +4,13 @@ An embedding is stored with the fingerprint of the model that made it, and compa
 of the same model only. The aligned crop of a face is stored where its owner asked for it, the
 photograph never.
 
-Deleting overwrites the rows with zeros (``secure_delete``), gives freed pages back (``VACUUM``,
-whose copy of the database stays in memory) and reads the array that is searched anew. It does not
-reach what lies outside the file: SQLite's rollback journal, which is removed but not overwritten,
+Deleting overwrites the rows with zeros (``secure_delete``), gives freed pages back where it can
+(``VACUUM``, whose copy of the database stays in memory) and reads the array that is searched anew.
+It does not reach what lies outside the file: SQLite's rollback journal, which is not overwritten,
 blocks that a solid-state drive or a copying file system wrote elsewhere, snapshots and backups.
 """
 
+import contextlib
 import os
 import sqlite3
 import unicodedata
@@ -241,10 +242,10 @@ class Gallery:
         with self._db:
             self._db.execute(statement, [number])
             self._db.execute("DELETE FROM people WHERE id NOT IN (SELECT person FROM photographs)")
-        try:
+        # A full disk or another program may forbid it: the rows are overwritten all the same.
+        with contextlib.suppress(sqlite3.DatabaseError):
             self._db.execute("VACUUM")
-        finally:  # the rows are gone even where the disk is too full to rewrite the file
-            self._read()
+        self._read()
 
     def nearest(self, embedding: np.ndarray, person: int | None = None) -> Match:
         """Find the most similar photograph.

@@ -8,6 +8,7 @@ decoded, compared and forgotten.
 
 import asyncio
 import io
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -87,6 +88,12 @@ def create_app(
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
         return _refusal(refusal)
+
+    @app.exception_handler(sqlite3.OperationalError)
+    async def busy(request: Request, error: sqlite3.OperationalError) -> JSONResponse:
+        return _refusal(
+            Refusal(503, "gallery_unavailable", f"The gallery cannot be used just now: {error}.")
+        )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

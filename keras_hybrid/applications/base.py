@@ -14,7 +14,7 @@ from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.weight_files import check_layers
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.margin import CosineClassifier
-from keras_hybrid.layers.normalization import BatchNormalization
+from keras_hybrid.layers.normalization import BatchNormalization, UnitNormalization
 from keras_hybrid.layers.regularization import DropPath
 
 __all__ = ["embedding_model"]
@@ -382,5 +382,5 @@ def embedding_model(model: keras.Model) -> keras.Model:
             "or pooling='native'."
         )
     x = model.get_layer("embedding").output
-    x = keras.layers.UnitNormalization(axis=-1, dtype="float32", name="unit_embedding")(x)
+    x = UnitNormalization(axis=-1, dtype="float32", name="unit_embedding")(x)
     return keras.Model(model.input, x, name=f"{model.name}_embedding")

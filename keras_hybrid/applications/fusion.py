@@ -27,6 +27,7 @@ from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_inp
 from keras_hybrid.applications.convolution import batch_norm
 from keras_hybrid.applications.registry import ModelInfo, create_model, model_info, register_model
 from keras_hybrid.layers.margin import CosineClassifier
+from keras_hybrid.layers.normalization import UnitNormalization
 
 __all__ = ["Ensemble", "LateFusion"]
 
@@ -345,9 +346,9 @@ def Ensemble(
     vectors = [
         part.vector(image)
         if not own_classifier and not isinstance(part.head, CosineClassifier)
-        else keras.layers.UnitNormalization(
-            axis=-1, dtype="float32", name=f"{part.prefix}_unit_embedding"
-        )(part.vector(image))
+        else UnitNormalization(axis=-1, dtype="float32", name=f"{part.prefix}_unit_embedding")(
+            part.vector(image)
+        )
         for part in parts
     ]
     widths = [vector.shape[-1] for vector in vectors]

@@ -232,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data_options(group, "--data")
     group.add_argument(
         "--test-fraction",
-        type=_number(0, 1),
+        type=_fraction,
         metavar="SHARE",
         help="for data without splits: use the share of each class that training with the same "
         "fraction and seed held out",
@@ -410,6 +410,13 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     return number
 
 
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def _whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
@@ -534,9 +541,13 @@ def _keyword(text: str) -> tuple[str, object]:
 
 
 def _check_input_range(given: argparse.Namespace) -> None:
-    if given.input_range is not None and not given.input_range[0] < given.input_range[1]:
-        low, high = given.input_range
-        raise UsageError(f"--input-range takes the smaller value first, got {low:g} {high:g}.")
+    if given.input_range is None:
+        return
+    low, high = given.input_range
+    if not (low < high and math.isfinite(high - low)):
+        raise UsageError(
+            f"--input-range takes two finite numbers, the smaller one first, got {low:g} {high:g}."
+        )
 
 
 def _check_quality(given: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ class _Judged:
     size: tuple[int, int]
     input_range: list[float]
     takes_landmarks: bool
+    labels: list[str] | None  # the classes' names, if it tells them
     embedder: Callable[[], Any]  # from photographs in [0, 255]; raises ValueError where it has none
     classifier: Callable[[], tuple[Any, int]]  # and the number of classes; likewise
 
@@ -129,6 +131,7 @@ def _keras_model(given: argparse.Namespace) -> _Judged:
         size,
         given.input_range or [0, 255],
         len(model.inputs) > 1,
+        None,
         embedder,
         classifier,
     )
@@ -145,7 +148,9 @@ def _exported(given: argparse.Namespace) -> _Judged:
         return scores, output["shape"][-1]
 
     own = list(model.value_range)
-    return _Judged(model.name, None, model.image_size, own, False, model.embedder, classifier)
+    return _Judged(
+        model.name, None, model.image_size, own, False, model.labels, model.embedder, classifier
+    )
 
 
 def _identification(given: argparse.Namespace, judged: _Judged) -> dict[str, Any]:
@@ -169,6 +174,7 @@ def _identification(given: argparse.Namespace, judged: _Judged) -> dict[str, Any
             "identification needs the classes the model was trained on, in the same order."
         )
     check_names(source.class_names, given.data, given.model)
+    _check_labels(judged.labels, source.class_names, given)
     if given.test_fraction is not None:
         source = data.split_source(source, given.test_fraction, given.seed or 0)[1]
         if not len(source):
@@ -211,6 +217,22 @@ def _identification(given: argparse.Namespace, judged: _Judged) -> dict[str, Any
         "skipped_classes": len(lost),
         "flip": given.flip,
     }
+
+
+def _check_labels(labels: list[str] | None, names: list[str], given: argparse.Namespace) -> None:
+    """Compare the names of classes that a file tells with those of the data."""
+    if labels is None or labels == names:
+        return
+    if sorted(labels) == sorted(names):
+        raise ValueError(
+            f"The classes of {given.data} are {given.model}'s in another order: it was exported "
+            "with the names in a wrong one, or these are numbered otherwise than in training."
+        )
+    number = next(i for i, pair in enumerate(zip(labels, names, strict=True)) if pair[0] != pair[1])
+    _note(
+        f"{given.model} calls its classes otherwise: {number} is {labels[number]!r} there, "
+        f"{names[number]!r} in {given.data}."
+    )
 
 
 def _compare_with_training(given: argparse.Namespace, options: dict, count: int) -> None:
@@ -272,7 +294,7 @@ def _number_as_training_split(source, given: argparse.Namespace) -> None:
 
 
 def _check_out(folder: Path) -> None:
-    """Raise ValueError where results would be lost."""
+    """Raise an error where results would be lost; make the folder."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file; give a folder.")
     file = folder / RESULTS
@@ -280,12 +302,13 @@ def _check_out(folder: Path) -> None:
         raise ValueError(
             f"{file} holds other results, such as a training's; give --out another folder."
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def _write_results(results: dict[str, Any], name: str, verified, folder: Path) -> None:
     from keras_hybrid import evaluation
 
-    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / RESULTS]
     partial = folder / f".{RESULTS}.partial"
     # A name that is not UTF-8 becomes a JSON escape, which reads back as the same name.

@@ -4,8 +4,8 @@ import argparse
 import difflib
 import sys
 
-from keras_hybrid.cli.printing import format_size, print_facts
-from keras_hybrid.cli.reading import check_file, class_names, image_size, load_model
+from keras_hybrid.cli.printing import print_facts
+from keras_hybrid.cli.reading import check_file, class_names, image_size, load_model, note_resizing
 from keras_hybrid.data.files import to_range
 
 
@@ -25,12 +25,7 @@ def run_explain(given: argparse.Namespace) -> None:
     photograph = decode_image(given.image.read_bytes(), str(given.image))
     model = load_model(given.model)
     size = image_size(model, given.model)
-    if photograph.shape[:2] != size:
-        print(
-            f"note: {given.image} has {format_size(photograph.shape[:2])} pixels and is resized to "
-            f"the model's {format_size(size)}.",
-            file=sys.stderr,
-        )
+    note_resizing(given.image, photograph, size)
     names = class_names(given.names, model, given.model)
     from keras_hybrid.explain import explain_image
 
@@ -47,7 +42,8 @@ def run_explain(given: argparse.Namespace) -> None:
     )
 
     def named(number: int) -> str:
-        return f"class {number}" + (f" ({names[number]})" if names else "")
+        only = "the only output" if model.outputs[0].shape[-1] == 1 else f"class {number}"
+        return only + (f" ({names[number]})" if names else "")
 
     facts: dict[str, object] = {}
     if result.predicted is not None:

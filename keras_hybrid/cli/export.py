@@ -72,7 +72,7 @@ def run_export(given: argparse.Namespace) -> None:
 
 
 def _model_to_export(given: argparse.Namespace):
-    if given.model.suffix:
+    if given.model.suffix or given.model.is_dir() or len(given.model.parts) > 1:
         check_file(given.model)
         return load_model(given.model)
     from keras_hybrid.applications.registry import create_model

@@ -1,10 +1,13 @@
 """What several commands read: models, images, names of classes, records of runs."""
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from keras_hybrid.data.files import to_range
+from keras_hybrid.cli.printing import format_size
+from keras_hybrid.data.files import read_text, some, to_range
 
 # The kind of results that `evaluate` writes; only these does it overwrite, not a training's.
 EVALUATION = "keras_hybrid evaluation"
@@ -115,6 +118,26 @@ def open_training_images(spec: str, size: tuple[int, int], /, **options: Any):
             raise error from None
 
 
+def note_resizing(path: Path, photograph, size: tuple[int, int], any_size: bool = True) -> None:
+    """Say that a photograph (height, width, 3) is brought to the model's (height, width).
+
+    Without ``any_size`` only where its proportions are others, as those of no crop would be.
+    """
+    height, width = photograph.shape[:2]
+    if (height, width) == size:
+        return
+    # A pixel more or less is rounding.
+    is_squeezed = abs(height * size[1] - width * size[0]) > max(height, width) * max(size) / 32
+    how = "squeezed" if is_squeezed else "resized"
+    question = ": is it cropped as those of the training?" if is_squeezed else "."
+    if is_squeezed or any_size:
+        print(
+            f"note: {path} has {format_size((height, width))} pixels and is {how} to the model's "
+            f"{format_size(size)}{question}",
+            file=sys.stderr,
+        )
+
+
 def check_file(path: Path) -> None:
     """Raise ValueError if there is no such file."""
     if not path.is_file():
@@ -132,8 +155,6 @@ def class_names(source: str | None, model, path: Path) -> list[str] | None:
     if source is None:
         return None
     if source.lower().endswith(".txt"):
-        from keras_hybrid.data.files import read_text
-
         names = [name.strip() for name in read_text(source, "names").split("\n") if name.strip()]
     elif source.lower().endswith(".csv"):
         from keras_hybrid.data.sources import read_labels
@@ -143,7 +164,10 @@ def class_names(source: str | None, model, path: Path) -> list[str] | None:
         names = list(open_training_images(source, (8, 8)).class_names)
     classes = model.outputs[0].shape[-1]
     if len(names) != classes:
-        raise ValueError(f"{source} names {len(names)} classes, the model has {classes}.")
+        hint = " output: name what it is the score of" * (classes == 1)
+        raise ValueError(f"{source} names {len(names)} classes, the model has {classes}{hint}.")
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"{source} names classes twice: {some(twice)}.")
     # Names in a .txt are for the reader, in any words; a model by its name has no record.
     if path.is_file() and not source.lower().endswith(".txt"):
         check_names(names, source, path)
@@ -176,8 +200,6 @@ def recorded_classes(model: Path) -> list[str] | None:
 
 def check_names(names: list[str], source: str, model: Path) -> None:
     """Raise ValueError where the model's training had other classes, or in another order."""
-    from keras_hybrid.data.files import some
-
     file = model.parent / RESULTS
     trained = recorded_classes(model)
     if trained is None or len(trained) != len(names):  # no record, or another model's

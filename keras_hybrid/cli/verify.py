@@ -16,6 +16,7 @@ from keras_hybrid.cli.reading import (
     image_size,
     in_range,
     load_model,
+    note_resizing,
     open_litert,
     read_results,
 )
@@ -98,12 +99,12 @@ def _read_pair(given: argparse.Namespace, size: tuple[int, int]):
 
     from keras_hybrid.data.files import decode_image, resize_image
 
-    return np.stack(
-        [
-            resize_image(decode_image(path.read_bytes(), str(path)), size)
-            for path in (given.first, given.second)
-        ]
-    )
+    pair = []
+    for path in (given.first, given.second):
+        photograph = decode_image(path.read_bytes(), str(path))
+        note_resizing(path, photograph, size, any_size=False)
+        pair.append(resize_image(photograph, size))
+    return np.stack(pair)
 
 
 def _embed_with_keras(given: argparse.Namespace):

@@ -408,7 +408,7 @@ def empty_folder(folder: str | os.PathLike) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     present = sorted(path.name for path in folder.iterdir())
     if present:
-        raise ValueError(f"`folder`: {folder} must be new or empty; it holds {some(present)}.")
+        raise ValueError(f"The folder {folder} must be new or empty; it holds {some(present)}.")
     return folder
 
 

@@ -20,8 +20,10 @@ Sources:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -330,6 +332,8 @@ def verify_scores(
         ValueError: As :func:`verify`, for the scores.
     """
     scores, same = _check_scores(scores, same)
+    if threshold is not None and not (isinstance(threshold, Real) and math.isfinite(threshold)):
+        raise ValueError(f"threshold must be a finite number or None, got {threshold!r}.")
     fold_of_pair = _fold_of_pair(folds, same)
     accuracies, thresholds = [], []
     fold_ids = np.unique(fold_of_pair)

@@ -141,7 +141,9 @@ def explain_image(
         _DRAW[method](figure)
 
     def named(index: int) -> str:
-        return f"class {index}" if class_names is None else class_names[index]
+        if class_names is not None:
+            return class_names[index]
+        return f"class {index}" if classes > 1 else "the only output"
 
     title, explained = "image", None
     if facts:

@@ -181,7 +181,8 @@ def to_onnx(job: dict[str, Any], model: keras.Model) -> dict[str, Any]:
 
     shape = tuple(model.inputs[0].shape[1:])
     # jax2onnx traces what a model does, and a model freshly loaded builds state at its first call.
-    model(np.zeros((1, *shape), "float32"))
+    # `training` must be said: random layers take True, and hand it on to batch normalisation.
+    model(np.zeros((1, *shape), "float32"), training=False)
     graph = jax2onnx.to_onnx(
         lambda images: tuple(keras.tree.flatten(model(images, training=False))),
         inputs=[("batch", *shape)],

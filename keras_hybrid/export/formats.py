@@ -72,8 +72,9 @@ def to_saved_model(
             one has been checked.
         output: ``None`` or ``"predictions"`` for the model's own outputs, whatever they are;
             ``"embedding"`` for the L2-normalised output of its layer ``embedding``; ``"cosines"``
-            of a cosine classifier; ``"probabilities"`` of any other, with a softmax if it has none.
-            The last two ask for a model that ends in a layer ``predictions``.
+            of a cosine classifier; ``"probabilities"`` of any other, with a softmax (of one unit: a
+            sigmoid) if it has none. The last two ask for a model that ends in a layer
+            ``predictions``.
         labels: Names of the classes, in the order of the scores, to travel in the file.
         input_range: Smallest and largest value the model expects of an image; [0, 255] unless it
             was built with ``include_preprocessing=False``.
@@ -178,8 +179,9 @@ def to_litert(
             made-up images.
         output: ``None`` or ``"predictions"`` for the model's own outputs, whatever they are;
             ``"embedding"`` for the L2-normalised output of its layer ``embedding``; ``"cosines"``
-            of a cosine classifier; ``"probabilities"`` of any other, with a softmax if it has none.
-            The last two ask for a model that ends in a layer ``predictions``.
+            of a cosine classifier; ``"probabilities"`` of any other, with a softmax (of one unit: a
+            sigmoid) if it has none. The last two ask for a model that ends in a layer
+            ``predictions``.
         labels: Names of the classes, in the order of the scores, to travel in the file.
         batch_size: Number of images per call; ``None`` leaves it free, at some cost in operators.
         input_dtype: ``"uint8"`` makes the file take a camera image unchanged.
@@ -262,8 +264,9 @@ def to_onnx(
             has been checked.
         output: ``None`` or ``"predictions"`` for the model's own outputs, whatever they are;
             ``"embedding"`` for the L2-normalised output of its layer ``embedding``; ``"cosines"``
-            of a cosine classifier; ``"probabilities"`` of any other, with a softmax if it has none.
-            The last two ask for a model that ends in a layer ``predictions``.
+            of a cosine classifier; ``"probabilities"`` of any other, with a softmax (of one unit: a
+            sigmoid) if it has none. The last two ask for a model that ends in a layer
+            ``predictions``.
         labels: Names of the classes, in the order of the scores, to travel in the file.
         input_range: Smallest and largest value the model expects of an image; [0, 255] unless it
             was built with ``include_preprocessing=False``.

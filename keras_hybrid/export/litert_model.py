@@ -34,6 +34,7 @@ class LiteRTModel:
         batch_size: Of its input; ``None`` where it is free.
         value_range: (smallest, largest) value that it takes itself.
         outputs: The description of each output by its name, as :func:`read_metadata` has it.
+        labels: Names of the classes, in the order of the scores, or ``None``.
 
     Raises:
         ValueError: If it is no such file, or does not take photographs in RGB.
@@ -52,6 +53,7 @@ class LiteRTModel:
         self.path = path
         self.name: str = metadata["model"]
         self.outputs: dict[str, dict[str, Any]] = {o["name"]: o for o in metadata["outputs"]}
+        self.labels: list[str] | None = metadata["labels"]
         self._input = metadata["input"]
         self.batch_size, *size = self._input["shape"]
         self.image_size: tuple[int, ...] = tuple(size[:-1])
@@ -95,6 +97,12 @@ class LiteRTModel:
 
         def call(images: np.ndarray) -> np.ndarray:
             images = np.asarray(images)
+            # LiteRT would resize its tensor, and a network that pools answer all the same.
+            if images.ndim != 4 or images.shape[1:] != (*self.image_size, 3) or not len(images):
+                raise ValueError(
+                    f"{self.path} takes images of shape (n, {', '.join(map(str, self.image_size))}"
+                    f", 3), n at least 1; received {images.shape}."
+                )
             if dtype == "uint8":
                 images = np.rint(images)
             images = to_range(images, self.value_range)

@@ -245,6 +245,12 @@ def _check(model: keras.Model) -> None:
             f"Model {model.name!r} has no symbolic inputs: export takes built Functional and "
             "Sequential models."
         )
+    functional = type(keras.Model(model.inputs, model.outputs))
+    if type(model).call not in (functional.call, keras.Sequential.call):
+        raise ValueError(
+            f"Model {model.name!r} is a {type(model).__name__}, whose own call() is not among its "
+            "symbolic layers, which are what is exported: make a Functional model of what it does."
+        )
     if len(model.inputs) != 1:
         names = [tensor.name for tensor in model.inputs]
         raise ValueError(f"Export takes models with one input, received the inputs {names}.")
@@ -288,10 +294,14 @@ def _with_scores(model: keras.Model, output: str) -> keras.Model:
         found = "cosines"
     else:
         found = {keras.activations.softmax: "probabilities", keras.activations.linear: "logits"}
+        if classifier.output.shape[-1] == 1:
+            found[keras.activations.sigmoid] = "probabilities"
         found = found.get(activation, "scores of a kind that cannot be told")
     if found == "logits" and output == "probabilities":
-        softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
-        return keras.Model(model.inputs[0], softmax(model.outputs[0]), name=model.name)
+        # One logit is that of the second of two classes; a softmax of it would always be 1.
+        kind = "sigmoid" if model.outputs[0].shape[-1] == 1 else "softmax"
+        scores = keras.layers.Activation(kind, dtype="float32", name="probabilities")
+        return keras.Model(model.inputs[0], scores(model.outputs[0]), name=model.name)
     if found != output:
         reason = (
             " (a probability would depend on the scale of the loss it was trained with)"
@@ -369,7 +379,8 @@ def _modules(config: Any) -> set[str]:
     if not isinstance(config, dict):
         return set()
     found = set().union(*map(_modules, config.values()))
-    return found | {config["module"]} if isinstance(config.get("module"), str) else found
+    is_object = {"class_name", "config"} <= config.keys()  # and no argument of a layer's own
+    return found | {config["module"]} if is_object and config.get("module") else found
 
 
 def _is_custom(module: str) -> bool:

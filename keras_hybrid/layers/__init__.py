@@ -9,7 +9,7 @@ from keras_hybrid.layers.convolutional_projection import (
 )
 from keras_hybrid.layers.fully_convolutional import FullyConvolutionalTransformer
 from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
-from keras_hybrid.layers.normalization import BatchNormalization
+from keras_hybrid.layers.normalization import BatchNormalization, UnitNormalization
 from keras_hybrid.layers.partial_margin import PartialCosineClassifier
 from keras_hybrid.layers.pooling import SequencePooling
 from keras_hybrid.layers.position import (
@@ -41,4 +41,5 @@ __all__ = [
     "RelativePositionBias",
     "SequencePooling",
     "SinusoidalPositionEmbedding",
+    "UnitNormalization",
 ]

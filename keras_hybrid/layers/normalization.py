@@ -1,9 +1,12 @@
-"""Batch normalisation that TensorFlow and PyTorch train with one kernel."""
+"""Normalisations of Keras, faster or safer to export."""
 
 import keras
 from keras import ops
 
-__all__ = ["BatchNormalization"]
+__all__ = ["BatchNormalization", "UnitNormalization"]
+
+# Squared length that is still divided by.
+_SMALLEST = 1e-24
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
@@ -82,3 +85,26 @@ def _torch(x, gamma, beta, epsilon):
     # The kernel returns no variance, but what it multiplied by.
     variance = (scale.detach() ** -2 - epsilon).clamp(min=0.0)
     return y.movedim(1, -1), mean.detach(), variance
+
+
+@keras.saving.register_keras_serializable(package="keras_hybrid")
+class UnitNormalization(keras.layers.UnitNormalization):
+    """``keras.layers.UnitNormalization`` that never takes the root of zero.
+
+    A vector of zeros stays one in every export: LiteRT's CPU kernels (XNNPACK) put out NaN for
+    Keras's reciprocal root of zero. All else is Keras's.
+
+    Call arguments:
+        inputs: Any shape with the axes to normalise over.
+
+    Returns:
+        Tensor of the same shape, each vector of Euclidean length 1 or 0.
+    """
+
+    def call(self, inputs):
+        # Half precision has no such small numbers, nor their inverse.
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        squared = ops.sum(ops.square(x), axis=self.axis, keepdims=True)
+        norm = ops.rsqrt(ops.maximum(squared, _SMALLEST))
+        # Without this bound converters make one operator of it, which int8 rounds to 1/128.
+        return ops.cast(x * ops.minimum(norm, _SMALLEST**-0.5), self.compute_dtype)

@@ -471,6 +471,54 @@ def test_probabilities_are_the_softmax_whether_the_model_has_it_or_not(activatio
     assert prepared.normalization == {"scale": [1, 2, 4], "offset": [0, -1, -2]}
 
 
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_the_probability_of_one_unit_is_its_sigmoid(activation, tmp_path):
+    head = layers.Dense(1, activation=activation, name="predictions")
+    (found,) = prepared_scores(head, "probabilities", tmp_path).predict(PIXELS)
+    kernel, _ = (keras.ops.convert_to_numpy(weight) for weight in head.weights)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-EMBEDDINGS @ kernel)), rtol=1e-4)
+
+
+class Doubled(keras.Model):
+    """Answers otherwise than its symbolic layers."""
+
+    def call(self, x, training=None):
+        return 2 * super().call(x)
+
+
+def test_a_model_with_a_call_of_its_own_is_refused(tmp_path):
+    image = keras.Input((4, 5, 3))
+    outputs = layers.Conv2D(2, 3)(image)
+    with pytest.raises(ValueError, match=r"is a Doubled, whose own call\(\) is not among its"):
+        preparation.prepare(Doubled(image, outputs), None, tmp_path)
+    sequential = keras.Sequential([image, layers.Conv2D(2, 3)])
+    for number, model in enumerate([kh.applications.MarginModel(image, outputs), sequential]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert preparation.prepare(model, None, folder).kind == "predictions"
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithModule(layers.Layer):
+    """A layer with an argument that is called as what Keras writes of a class."""
+
+    def __init__(self, module="small", **kwargs):
+        super().__init__(**kwargs)
+        self.module = module
+
+    def call(self, x):
+        return x
+
+    def get_config(self):
+        return {**super().get_config(), "module": self.module}
+
+
+def test_an_argument_called_module_is_not_imported(tmp_path):
+    image = keras.Input((4, 5, 3))
+    prepared = preparation.prepare(keras.Model(image, WithModule()(image)), None, tmp_path)
+    assert prepared.modules == (__name__,)
+
+
 def test_cosines_come_from_a_cosine_classifier_which_has_no_probabilities(tmp_path):
     head = kh.layers.CosineClassifier(3, name="predictions")
     prepared = prepared_scores(head, "cosines", tmp_path)

@@ -63,7 +63,10 @@ def test_int8_cpu_is_handed_on(export_command):
     ("arguments", "message"),
     [
         (["--quantize", "int8_cpu"], "--quantize int8_cpu needs --representative"),
-        (["--input-range", "1", "0"], "--input-range takes the smaller value first, got 1 0."),
+        (
+            ["--input-range", "1", "0"],
+            "--input-range takes two finite numbers, the smaller one first, got 1 0.",
+        ),
         (["--input-range", "1"], "expected 2 arguments"),
     ],
 )

@@ -300,6 +300,47 @@ def test_a_litert_file_answers_photographs_as_its_model(tmp_path, options):
         export.LiteRTModel(tmp_path / "both.tflite").classifier()
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 8, 3), (8, 8, 3), (0, 8, 8, 3), (1, 8, 8, 4)])
+def test_images_that_a_litert_file_does_not_take_are_refused(tmp_path, shape):
+    skip_without(*NEEDS["to_litert"])
+    image = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D(name="embedding")(layers.Conv2D(4, 3)(image))
+    export.to_litert(keras.Model(image, x), tmp_path / "model.tflite", output="embedding")
+    file = export.LiteRTModel(tmp_path / "model.tflite")
+    assert file.labels is None
+    with pytest.raises(
+        ValueError, match=r"takes images of shape \(n, 8, 8, 3\), n at least 1; rec"
+    ):
+        file.embedder()(np.zeros(shape, "uint8"))
+
+
+@pytest.mark.parametrize(("function", "name"), [("to_litert", "m.tflite"), ("to_onnx", "m.onnx")])
+def test_an_embedding_of_zeros_stays_one(tmp_path, function, name):
+    skip_without(*NEEDS[function])
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu", use_bias=False)(image)
+    x = layers.GlobalAveragePooling2D(name="embedding")(x)
+    report = getattr(export, function)(keras.Model(image, x), tmp_path / name, output="embedding")
+    black = np.zeros((1, 8, 8, 3), "float32")
+    if function == "to_litert":
+        found = export.LiteRTModel(report.path).embedder()(black)
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"image": black})
+    np.testing.assert_array_equal(found, np.zeros((1, 4)))
+
+
+def test_augmentation_changes_no_onnx_file(tmp_path):
+    skip_without(*NEEDS["to_onnx"])
+    image = keras.Input((8, 8, 3))
+    x = layers.RandomFlip()(image)
+    x = layers.BatchNormalization(momentum=0.5)(layers.Conv2D(4, 3)(x))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    assert export.to_onnx(model, tmp_path / "model.onnx").relative_difference < 1e-5
+
+
 def test_a_litert_file_of_other_images_is_no_model_of_photographs(tmp_path):
     skip_without(*NEEDS["to_litert"])
     image = keras.Input((8, 8, 1))

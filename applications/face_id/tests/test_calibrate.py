@@ -114,3 +114,18 @@ def test_a_model_that_is_not_there_leaves_no_folder_behind(tmp_path, capsys):
     assert calibrate.main(paths) == 1
     assert capsys.readouterr().err.startswith("error: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--photographs", "-5", "'-5' is no number from 2 to 10,000"),
+        ("--photographs", "10001", "'10001' is no number from 2 to 10,000"),
+        ("--seed", "-1", "'-1' is not 0 or a positive integer"),
+    ],
+)
+def test_counts_without_a_meaning_are_refused(option, value, message, capsys):
+    paths = ["--model", "face.tflite", "--detector", "yunet.onnx", "--data", "people/"]
+    with pytest.raises(SystemExit):
+        calibrate.main([*paths, f"{option}={value}"])
+    assert message in capsys.readouterr().err

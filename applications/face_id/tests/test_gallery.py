@@ -87,11 +87,9 @@ def test_nobody_is_found_whose_file_could_not_be_rewritten(gallery):
         return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
     gallery._db.set_authorizer(refuse_vacuum)
-    with pytest.raises(sqlite3.DatabaseError, match="authori"):
-        gallery.delete_person(gallery.named("Ana").id)
+    gallery.delete_person(gallery.named("Ana").id)
     assert gallery.nearest(ana).person == gallery.named("Ben").id
-    with pytest.raises(sqlite3.DatabaseError, match="authori"):
-        gallery.delete_photograph(numbers["Ben"])
+    gallery.delete_photograph(numbers["Ben"])
     with pytest.raises(Refusal, match="Nobody is enrolled"):
         gallery.nearest(ana)
 

@@ -83,6 +83,13 @@ def test_a_calibration_of_another_model_stops_the_program(arguments, started, tm
     assert started == {}
 
 
+@pytest.mark.parametrize("port", ["0", "99999", "http"])
+def test_a_port_is_one_that_there_is(arguments, port, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "--port", port])
+    assert f"{port!r} is not a port, 1 to 65535" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("rate", ["0", "1", "-3"])
 def test_a_rate_is_between_none_and_all(arguments, rate, capsys):
     with pytest.raises(SystemExit):

@@ -1,5 +1,7 @@
+import functools
 import io
 import re
+import sqlite3
 import struct
 import zlib
 from pathlib import Path
@@ -292,3 +294,20 @@ def test_a_number_that_no_row_has_is_refused_in_words(client, number):
         assert refusal(response) == (422, "bad_request")
         assert response.json()["error"]["message"].startswith("number: Input should be")
         assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_a_gallery_that_another_program_holds_is_said(open_client, gallery_file, monkeypatch):
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, timeout=0.1))
+    client = open_client()
+    enrol(client, "Ana", RED)
+    other = sqlite3.connect(gallery_file)
+    other.execute("BEGIN EXCLUSIVE")
+    answers = [identify(client, RED), enrol(client, "Ben", GREEN)]
+    answers.append(client.delete(f"/api/people/{1}"))
+    other.rollback()
+    other.close()
+    for answer in answers:
+        assert refusal(answer) == (503, "gallery_unavailable")
+        assert "database is locked" in answer.json()["error"]["message"]
+    (person,) = people(client)
+    assert person["name"] == "Ana" and identify(client, RED).json()["faces"][0]["name"] == "Ana"
