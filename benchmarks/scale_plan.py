@@ -131,13 +131,12 @@ def memory(trunk: Trunk, setup: Setup) -> float:
     seen = setup.seen * trunk.dim
     kept = 4 * (1 + setup.moments) * (trunk.parameters + centers)
     # Beside what stays: gradients, normalised centres (of a sample also the drawn ones, and their
-    # gradient before it is scattered; over several groups a sum of it), and three matrices of the
-    # logits' size.
-    passing = 4 * (trunk.parameters + centers + seen) + 12 * setup.logits
+    # gradient before it is scattered), and three matrices of the logits' size or, later and where
+    # several groups add it up, the sum of the centres' gradient.
+    summed = 4 * seen if setup.data > 1 else 0
+    passing = 4 * (trunk.parameters + centers + seen) + max(12 * setup.logits, summed)
     if setup.sampling_rate < 1:
         passing += 8 * seen
-    if setup.data > 1:
-        passing += 4 * seen
     return kept + passing + setup.activation_bytes * trunk.activations * setup.trunk_images
 
 
@@ -400,7 +399,11 @@ def measure(hardware: str, table: pathlib.Path) -> None:
     for classes in (200_000, 1_000_000, 10_000_000):
         for mesh in ((8, 1), (4, 2), (1, 8), (8, 8)):
             batch = IMAGES * mesh[0] * mesh[1]
-            layouts += [Setup(classes, batch, *mesh, sampling_rate=rate) for rate in (1.0, 0.1)]
+            layouts += [
+                Setup(classes, batch, *mesh, sampling_rate=rate)
+                for rate in (1.0, 0.1)
+                if batch <= rate * classes / mesh[1]  # what a device's part of a sample must hold
+            ]
     for setup in layouts:
         step, state, batch, trunk = compiled_step(setup)
         write("memory", setup, memory(trunk, setup) / GB, measured_memory(step) / GB, "GB")
