@@ -210,7 +210,9 @@ def plan(name: str) -> str:
         for gpus in (1, 8, 64):
             cells = []
             for setup in setups(classes, gpus).values():
-                if gpus == 1 and setup.model == 1 and len(cells) >= 2:
+                is_repeated = gpus == 1 and len(cells) >= 2
+                # A device's part of a sample must hold the whole batch.
+                if is_repeated or setup.batch > setup.seen:
                     cells.append("–")
                     continue
                 need, time_ = memory(trunk, setup), sum(seconds(trunk, setup, H100).values())
