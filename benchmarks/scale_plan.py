@@ -212,7 +212,7 @@ def plan(name: str) -> str:
             for setup in setups(classes, gpus).values():
                 is_repeated = gpus == 1 and len(cells) >= 2
                 # A device's part of a sample must hold the whole batch.
-                if is_repeated or setup.batch > setup.seen:
+                if is_repeated or (setup.sampling_rate < 1 and setup.batch > setup.seen):
                     cells.append("–")
                     continue
                 need, time_ = memory(trunk, setup), sum(seconds(trunk, setup, H100).values())
@@ -404,7 +404,7 @@ def measure(hardware: str, table: pathlib.Path) -> None:
             layouts += [
                 Setup(classes, batch, *mesh, sampling_rate=rate)
                 for rate in (1.0, 0.1)
-                if batch <= rate * classes / mesh[1]  # what a device's part of a sample must hold
+                if rate == 1 or batch <= rate * classes / mesh[1]  # its part of a sample holds it
             ]
     for setup in layouts:
         step, state, batch, trunk = compiled_step(setup)
