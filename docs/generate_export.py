@@ -89,9 +89,9 @@ Tiny-ImageNet, which they were trained on.) Int8 files of untrained networks hav
 since their activations have the ranges of least error.
 
 Two kinds of random weights amplify whatever is rounded, until a float32 file, or TensorFlow's own
-SavedModel, is beyond the bound: EfficientNetV2-S, and five of the six SANs for ImageNet, whose blocks
-multiply activations with each other (one photograph among 48 grows to 10³⁸ in SAN-10 with patchwise
-attention, and nothing is left to compare). The SANs trained on CIFAR-10 pass.
+SavedModel, is beyond the bound: EfficientNetV2-S, and five of the six SANs for ImageNet, in whose
+blocks activations are multiplied with each other (one photograph among 48 grows to 10³⁸ in SAN-10
+with patchwise attention, and nothing is left to compare). The SANs trained on CIFAR-10 pass.
 
 Every trained network passes in float32, float16 and dynamic. In int8, pairwise and patchwise
 attention (SAN) adds up to 49 products one by one, each sum rounded to eight bits, and the two
