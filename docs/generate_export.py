@@ -96,7 +96,7 @@ with patchwise attention, and nothing is left to compare). The SANs trained on C
 Every trained network passes in float32, float16 and dynamic. In int8, pairwise and patchwise
 attention (SAN) adds up to 49 products one by one, each sum rounded to eight bits, and the two
 ResNet-FCT, trained briefly, answer some images with activations hundreds of times the usual: export
-these with `--quantize dynamic`.
+these, and ATC-3 and ATC-9 (listed below), with `--quantize dynamic`.
 
 """
 

@@ -119,7 +119,8 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{self.folder.parent} holds a run with other settings ({was}). Give the same ones "
                 "to continue it, another --out, or train.py's --restart to throw it away."
             )
-        self.model.optimizer.build(self.model.trainable_variables)
+        if not self.model.optimizer.built:  # Keras's loss scaling makes its variables each time
+            self.model.optimizer.build(self.model.trainable_variables)
         with np.load(self.folder / state["file"]) as arrays:
             variables = self._variables()
             if {name for name in arrays.files if name.isdigit()} != variables.keys():
@@ -341,9 +342,12 @@ class StopAtNaN(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         step = int(keras.ops.convert_to_numpy(optimizer.iterations))
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of loss scaling
+        is_muon = isinstance(optimizer, keras.optimizers.Muon)
+        option = "--matrix-learning-rate" if is_muon else "--learning-rate"
         raise FloatingPointError(
             f"The loss is {float(loss)} at step {step} (batch {batch} of the epoch), learning rate "
-            f"{rate:.3g}. Try, in this order: a lower --learning-rate or, with --schedule cosine, "
+            f"{rate:.3g}. Try, in this order: a lower {option} or, with --schedule cosine, "
             "more --warmup-epochs; for a loss with a margin --loss cosface with a smaller "
             "--margin, or a smaller --scale; --clip-norm 1; --precision mixed_bfloat16 or float32 "
             "instead of mixed_float16. The last checkpoint is from before."

@@ -1,9 +1,13 @@
 """The model of a recipe: its network, loss and optimizer, and what it begins with."""
 
+import logging
 import pathlib
 import warnings
 
 from training.recipe import Recipe
+
+LOG = logging.getLogger(__name__)
+_OF_THE_START = 0.05  # share of the initial weights that an average at the end is better without
 
 # Names of the variables that decay: matrices, convolutions and the centres of a margin head. All
 # others are vectors, slopes, tokens or tables.
@@ -44,6 +48,7 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
 
     from keras_hybrid.optimizers import Muon
 
+    _note_what_does_not_end(recipe, recipe.epochs * steps_per_epoch)
     # Muon's own rate is the matrices'; what AdamW updates beside it has a share of that rate.
     is_muon = recipe.optimizer == "muon"
     peak = recipe.matrix_learning_rate if is_muon else recipe.learning_rate
@@ -100,6 +105,26 @@ def build_optimizer(recipe: Recipe, steps_per_epoch: int):
     if recipe.optimizer == "adamw":
         common["weight_decay"] = recipe.weight_decay
     return kind(beta_2=recipe.beta_2, **common)
+
+
+def _note_what_does_not_end(recipe: Recipe, steps: int) -> None:
+    """Say where a run is too short for what its recipe begins with."""
+    if recipe.schedule == "cosine" and recipe.warmup_epochs >= recipe.epochs:
+        LOG.warning(
+            "warmup_epochs=%g is all of the run's %d epochs: it ends at the highest learning rate. "
+            "Give fewer --warmup-epochs.",
+            recipe.warmup_epochs,
+            recipe.epochs,
+        )
+    if recipe.ema_momentum is not None and recipe.ema_momentum**steps > _OF_THE_START:
+        LOG.warning(
+            "ema_momentum=%g over %d steps: %.0f %% of the average that is validated and kept are "
+            "the initial weights. Give a lower --ema-momentum, such as %.3g, or none.",
+            recipe.ema_momentum,
+            steps,
+            100 * recipe.ema_momentum**steps,
+            0.01 ** (1 / steps),
+        )
 
 
 def without_weight_decay(model) -> list:

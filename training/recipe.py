@@ -138,7 +138,8 @@ class Recipe:
         mesh: Devices to train on, such as "data=4,model=2": eight, which share out the images of a
             batch, and in four groups of two the identities
             (``keras_hybrid.distribution.ClassParallel``; JAX only). ``None``: one device.
-        seed: Of initial weights, data order, augmentation and dropout.
+        seed: Of initial weights, data order, augmentation and dropout; also of the choice of test
+            images by ``test_fraction`` and of ``images_per_class``.
         checkpoint_steps: Steps between checkpoints within an epoch, besides one at each epoch's
             end: what a killed run loses at most.
         workers: Threads that prepare batches; 0: none, each is made when training asks for it.
@@ -443,6 +444,8 @@ def check_use(recipe: Recipe, arguments: argparse.Namespace) -> None:
             (name, recipe.schedule == "cosine_restarts", f"schedule={recipe.schedule!r}")
             for name in ("restart_steps", "restart_factor")
         ),
+        ("momentum", recipe.optimizer == "sgd", f"optimizer={recipe.optimizer!r}"),
+        ("beta_2", recipe.optimizer != "sgd", f"optimizer={recipe.optimizer!r}"),
         ("warmup_epochs", recipe.schedule == "cosine", f"schedule={recipe.schedule!r}"),
     ):
         if getattr(arguments, name, None) is not None and not is_used:

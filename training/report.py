@@ -147,7 +147,7 @@ def finish(
         results["verification"] = {**verified.to_dict(), "flip": False}
         results["verification_flip"] = {**verified_flip.to_dict(), "flip": True}
         summary["Verification"] = f"{verified.accuracy:.1%} ± {verified.accuracy_std:.1%}"
-        tables[f"Verification of people not trained on, {len(pairs):,} pairs"] = {
+        tables[f"Verification, {len(pairs):,} pairs"] = {
             name: {
                 "accuracy": _accuracy(r),
                 "threshold (cosine)": f"{r.threshold:.3f}",

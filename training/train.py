@@ -81,11 +81,7 @@ def open_data(recipe: Recipe):
     if recipe.train_split is not None:
         train = open_source(recipe.data, size, split=recipe.train_split, **options)
         test = open_source(recipe.data, size, split=recipe.test_split, **options)
-        if list(train.class_names) != list(test.class_names):
-            raise ValueError(
-                f"train_split={recipe.train_split!r} and test_split={recipe.test_split!r} of "
-                f"{recipe.data} do not have the same classes."
-            )
+        _number_as(train, test, recipe)
     else:
         source = open_source(recipe.data, size, **options)
         train, test = data.split_source(source, recipe.test_fraction, recipe.seed)
@@ -107,6 +103,24 @@ def open_data(recipe: Recipe):
     if recipe.takes_landmarks:
         needed_landmarks(train)
     return train, test
+
+
+def _number_as(train, test, recipe: Recipe) -> None:
+    """Number the classes of the tested images as those of the training images."""
+    import numpy as np
+
+    from keras_hybrid.data.files import some
+
+    if list(train.class_names) == list(test.class_names):
+        return
+    if unknown := sorted({*test.class_names} - {*train.class_names}):
+        raise ValueError(
+            f"test_split={recipe.test_split!r} of {recipe.data} has classes that train_split="
+            f"{recipe.train_split!r} lacks: {some(unknown)}."
+        )
+    number = {name: label for label, name in enumerate(train.class_names)}
+    test.labels = np.array([number[name] for name in test.class_names], "int32")[test.labels]
+    test.class_names = list(train.class_names)
 
 
 def _compare_labels(recipe: Recipe, train, test) -> None:

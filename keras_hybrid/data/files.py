@@ -8,14 +8,16 @@ import threading
 import uuid
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+_JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+    _JPEG | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 )
 CROPS_TABLE = "index.csv"  # what `write_crops` puts beside the identities' folders
 
@@ -378,6 +380,8 @@ def read_table(
         columns = list(reader.fieldnames or [])
     except csv.Error as error:
         raise ValueError(f"{path}, line 1: {error}.") from error
+    if twice := [column for column, count in Counter(columns).items() if count > 1]:
+        raise ValueError(f"{path} has two columns of one name: {some(twice)}.")
     return columns, _rows(reader, path)
 
 

@@ -88,7 +88,7 @@ def open_source(
         name = text.removeprefix("tfds:")
         return _build(TFDSSource, text, None, images, options, {"split": split or "train"}, name)
     path = Path(text)
-    suffix = path.suffix.lower()
+    suffix = "" if path.is_dir() else path.suffix.lower()  # a folder may be called data.zip
     splitting = {"split": split}
     if suffix == ".csv":
         return _build(CSVSource, text, None, None, options, splitting, path, images)

@@ -208,6 +208,10 @@ def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.
     # stray one that lies higher than most.
     counts = Counter(len(image.parts) for image in images)
     usual = min(counts, key=lambda length: (-counts[length], length))
+    # Folders of images beside folders of folders: some people's photographs are sorted once more.
+    higher = [image for image in images if 1 < len(image.parts) < usual]
+    if len({*(i.parent for i in higher)}) > 1 and len(higher) > (1 - _NESTED_SHARE) * len(images):
+        usual = min(len(image.parts) for image in higher)
     parents = [image.parent.parts for image in images if len(image.parts) >= usual]
     depth = 0
     while depth < usual - 2 and len({parts[depth] for parts in parents}) == 1:

@@ -134,6 +134,40 @@ def test_a_stray_image_makes_no_folder_an_identity(tmp_path, caplog, lead, stray
         assert "1 file(s) skipped" in caplog.text and "cover.jpg" in caplog.text
 
 
+@pytest.mark.parametrize("lead", ["", "people"])
+@pytest.mark.parametrize("images", [(9, 9), (50,)])
+def test_a_person_whose_photographs_are_sorted_by_year_stays_one_beside_others(
+    tmp_path, lead, images
+):
+    write_people(tmp_path / lead)  # ann, bob and cem
+    for year, count in enumerate(images):
+        for number in range(count):
+            write_image(tmp_path / lead / "dan" / str(2023 + year) / f"{number}.png")
+    source = open_source(tmp_path)
+    assert source.class_names == ["ann", "bob", "cem", "dan"]
+    assert np.bincount(source.labels)[3] == sum(images)
+
+
+@pytest.mark.parametrize("name", ["set.v1.zip", "my.csv", "faces.npz", "a.rec"])
+def test_a_folder_may_be_called_as_a_file(tmp_path, name):
+    write_people(tmp_path / name)
+    assert open_source(tmp_path / name).class_names == ["ann", "bob", "cem"]
+
+
+def test_jpegs_are_read_by_every_suffix_they_have(tmp_path):
+    for suffix in (".jpg", ".JPEG", ".jpe", ".jfif"):
+        write_image(tmp_path / "ann" / "image.jpg")
+        (tmp_path / "ann" / "image.jpg").rename(tmp_path / "ann" / f"{suffix[1:]}{suffix}")
+    assert len(open_source(tmp_path)) == 4
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = tmp_path / "faces.csv"
+    table.write_text("file,label,label\n1.png,ann,bob\n")
+    with pytest.raises(ValueError, match=r"faces\.csv has two columns of one name: label\."):
+        open_source(table)
+
+
 def test_a_stray_image_hides_no_choice_of_a_split(tmp_path):
     write_people(tmp_path / "train")
     write_people(tmp_path / "val", images=2)

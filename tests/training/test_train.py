@@ -27,7 +27,7 @@ from tests import cases
 from tests.data.test_recordio import insightface, picture, write
 from training import checkpoint, report, run_table, train
 from training.checkpoint import verified_stages
-from training.model import build_model
+from training.model import build_model, build_optimizer
 from training.recipe import EXPORTS, Recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -547,6 +547,56 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path, monkeypatch, optimiz
     assert moved > 1e-3
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(a, b, atol=0.02 * moved)
+
+
+def test_a_run_in_float16_resumes_within_an_epoch(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(TINY, precision="mixed_float16", checkpoint_steps=1)
+    former = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        expected, history = train_until(recipe, tmp_path / "whole", monkeypatch)
+        with pytest.raises(Stop):
+            train_until(recipe, tmp_path / "broken", monkeypatch, 2)
+        resumed, resumed_history = train_until(recipe, tmp_path / "broken", monkeypatch)
+    finally:
+        keras.config.set_dtype_policy(former)
+    assert len(resumed_history) == len(history) == 2
+    for a, b in zip(expected, resumed, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup_epochs": 2.0}, "warmup_epochs=2 is all of the run's 2 epochs: it ends at the"),
+        ({"ema_momentum": 0.9}, "ema_momentum=0.9 over 10 steps: 35 % of the average"),
+        ({"ema_momentum": 0.6}, ""),
+    ],
+)
+def test_a_run_too_short_for_its_recipe_is_warned_of(changes, message, caplog):
+    build_optimizer(dataclasses.replace(TINY, **changes), 5)
+    assert message in caplog.text and bool(message) == bool(caplog.text)
+
+
+def test_a_test_split_may_lack_some_of_the_trained_people(tmp_path, caplog):
+    image_module = pytest.importorskip("PIL.Image")
+    for split, people in (("train", "abcd"), ("test", "bd")):
+        for person in people:
+            for number in range(4):
+                file = tmp_path / split / person / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                image_module.fromarray(np.full((8, 8, 3), ord(person), np.uint8)).save(file)
+    recipe = dataclasses.replace(
+        TINY, data=str(tmp_path), train_split="train", test_split="test", test_fraction=0.3
+    )
+    images, test = train.load_data(recipe)
+    assert sorted(set(images.labels.tolist())) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(test.labels, test.images[:, 0, 0, 0].astype(int) - ord("a"))
+    (tmp_path / "test" / "b").rename(tmp_path / "test" / "x")
+    with pytest.raises(
+        ValueError, match=r"test_split='test' of .* that train_split='train' lacks: x"
+    ):
+        train.load_data(recipe)
 
 
 def test_a_run_with_an_adaptive_loss_resumes_its_state(tmp_path, monkeypatch):

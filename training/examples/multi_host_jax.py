@@ -35,7 +35,13 @@ class Part(keras.utils.PyDataset):
     def __init__(self, images, labels, batch_size: int, part: slice):
         super().__init__()
         self.images, self.labels, self.batch_size, self.part = images, labels, batch_size, part
-        self.order = np.random.default_rng(0).permutation(len(labels))
+        self.epoch = -1
+        self.on_epoch_end()
+
+    def on_epoch_end(self):
+        """Shuffle for the next epoch, alike in all processes."""
+        self.epoch += 1
+        self.order = np.random.default_rng(self.epoch).permutation(len(self.labels))
 
     def __len__(self):
         return len(self.labels) // self.batch_size
