@@ -272,7 +272,7 @@ def _named_alike(layers: list[tuple[str, keras.layers.Layer]]) -> list[list[kera
     steps, found, previous = [], {}, None
     for name, layer in layers:
         if layer.weights:
-            pattern = r"(.*(?:block|stage)\d*[a-z]?(?=_|$)|[^_]*\d(?=_|$))|[^_]*"
+            pattern = r"(.*(?:block|stage|expanded_conv)_?\d*[a-z]?(?=_|$)|[^_]*\d(?=_|$))|[^_]*"
             match = re.match(pattern, name)
             # What is numbered is one place in the network, also if others alternate with it.
             is_numbered, key = match[1] is not None, match[0]

@@ -445,3 +445,13 @@ def test_only_heads_with_centres_are_imprinted():
         model = keras.Model(x, keras.layers.Dense(3, name=name)(x))
         with pytest.raises(ValueError, match="has no layer 'predictions' with the centres"):
             imprint(model, [[1.0, 0.0]], [0])
+
+
+def test_blocks_with_an_underscore_before_their_number_are_steps():
+    image = keras.Input((4,))
+    x, names = image, ["block_1_expand", "block_1_project", "block_2_expand", "expanded_conv_3_a"]
+    for name in names:
+        x = keras.layers.Dense(4, name=name)(x)
+    rates = layer_decay(keras.Model(image, keras.layers.Dense(2, name="predictions")(x)), 0.5)
+    found = {pattern.split("/")[0]: rate for pattern, rate in rates.items()}
+    assert [found[name] for name in names] == [0.125, 0.125, 0.25, 0.5]

@@ -13,6 +13,7 @@ from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.weight_files import check_layers
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
+from keras_hybrid.layers.channels_last import Rescaling
 from keras_hybrid.layers.margin import CosineClassifier
 from keras_hybrid.layers.normalization import BatchNormalization, UnitNormalization
 from keras_hybrid.layers.regularization import DropPath
@@ -148,7 +149,7 @@ def image_input(
         scale, offset = [1.0 / s for _, s in pairs], [-m / s for m, s in pairs]
     else:
         scale, offset = 1.0 / std, -mean / std
-    return inputs, keras.layers.Rescaling(scale, offset, name="preprocessing")(inputs)
+    return inputs, Rescaling(scale, offset, name="preprocessing")(inputs)
 
 
 def mlp(x, width: int, *, dropout: float, name: str, transform=None, activation="gelu"):

@@ -149,7 +149,8 @@ def _members(
         if isinstance(model, str):
             own = {"input_shape": tuple(image.shape[1:]), **arguments, **own}
             model = create_model(model, **own)
-        prefix, taken = model.name, [part.prefix for part in parts]
+        # PyTorch's names of parameters have no dots, those of keras.applications do.
+        prefix, taken = model.name.replace(".", "_"), [part.prefix for part in parts]
         if prefix in taken:
             prefix = next(p for i in range(1, len(members)) if (p := f"{prefix}_{i}") not in taken)
         parts.append(_Member(model, prefix, trained))

@@ -41,8 +41,9 @@ class MarginModel(keras.Model):
 
     Raises:
         ValueError: On ``compile`` with more than one adaptive loss, with a loss that needs norms
-            when the model has no `CosineClassifier`, or with a margin loss on what is known to be
-            no cosines: of a dense classifier or of a layer that scales them itself.
+            when the model has no `CosineClassifier`, with ``jit_compile=True`` on PyTorch and an
+            adaptive loss or a `PartialCosineClassifier`, or with a margin loss on what is known to
+            be no cosines: of a dense classifier or of a layer that scales them itself.
     """
 
     # A plain holder (keras would track the metric itself for good, also after compiling anew).
@@ -51,6 +52,13 @@ class MarginModel(keras.Model):
     def compile(self, *args, **kwargs) -> None:
         """Configure training as `keras.Model.compile` does, and set up the loss's state."""
         super().compile(*args, **kwargs)
+        try:
+            self._set_up_loss()
+        except ValueError:
+            self.compiled = False  # or a notebook's next cell would train with it
+            raise
+
+    def _set_up_loss(self) -> None:
         _check_cosines(self, self.loss)
         is_sampled = any(isinstance(layer, PartialCosineClassifier) for layer in self.layers)
         output = getattr(self, "output", None)  # a subclassed model has none
@@ -59,6 +67,18 @@ class MarginModel(keras.Model):
                 f"Model {self.name!r} has several outputs, or names for them, and a "
                 "`PartialCosineClassifier`, whose training steps need labels of one output alone. "
                 "Make the classifier's the only output, or use `CosineClassifier`."
+            )
+        samplers = [x for x in self._flatten_layers() if isinstance(x, PartialCosineClassifier)]
+        if any(layer is not self._partial_classifier for layer in samplers):
+            warnings.warn(
+                f"Model {self.name!r} has a `PartialCosineClassifier` that is not its last layer, "
+                "and whose training steps see all classes.",
+                stacklevel=3,
+            )
+        if keras.backend.backend() == "torch" and self.jit_compile and self._has_context:
+            raise ValueError(
+                "jit_compile=True on PyTorch does not go with an adaptive margin loss or a "
+                "`PartialCosineClassifier`, whose steps it cannot trace; leave it out."
             )
         losses = {
             id(loss): loss
@@ -119,10 +139,14 @@ class MarginModel(keras.Model):
 
     def train_step(self, *args, **kwargs):
         """Run one training step of the backend."""
+        if not self._has_context:  # PyTorch's compiler takes no step within one
+            return super().train_step(*args, **kwargs)
         labels = None
         if self._partial_classifier is not None:
             data = kwargs["data"] if "data" in kwargs else args[-1]  # JAX passes its state first
             _, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+            if isinstance(labels, list | tuple) and len(labels) == 1:
+                (labels,) = labels
         with self._recording(), supply_labels(labels):
             return super().train_step(*args, **kwargs)
 
@@ -156,6 +180,13 @@ class MarginModel(keras.Model):
         return super().compute_metrics(x, self._columns(y, y_pred), y_pred, sample_weight)
 
     @property
+    def _has_context(self) -> bool:
+        """Whether a step records norms or supplies labels."""
+        losses = keras.tree.flatten(self.loss)
+        is_adaptive = any(isinstance(loss, AdaptiveMarginLoss) for loss in losses)
+        return is_adaptive or self._partial_classifier is not None
+
+    @property
     def _partial_classifier(self) -> PartialCosineClassifier | None:
         """The output layer, if it samples classes in training."""
         layer = self.layers[-1]
@@ -166,6 +197,8 @@ class MarginModel(keras.Model):
         head = self._partial_classifier
         if head is None or y_pred is None or y_pred.shape[-1] == head.classes:
             return y
+        if isinstance(y, list | tuple):  # of one output
+            return type(y)(map(head.columns, y))
         return head.columns(y)
 
     def _recording(self):

@@ -118,7 +118,8 @@ def _values(source, origin, target, layer) -> list[np.ndarray] | None:
         return None
     values = []
     for old, new in zip(theirs, layer.weights, strict=True):
-        value = ops.convert_to_numpy(ops.cast(old, "float32"))
+        is_double = keras.backend.standardize_dtype(old.dtype) == "float64"
+        value = ops.convert_to_numpy(old if is_double else ops.cast(old, "float32"))
         grids = _grid(source, origin, old), _grid(target, layer, new)
         if None not in grids and grids[0] != grids[1] and old.shape[-1] == new.shape[-1]:
             value = _resized(value, *grids)

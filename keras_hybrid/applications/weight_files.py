@@ -1,6 +1,7 @@
 """Whose weights a file has, before a model takes them."""
 
 import contextlib
+import io
 import os
 import re
 import zipfile
@@ -22,13 +23,17 @@ def check_layers(model: keras.Model, path: str | os.PathLike) -> None:
     blocks and, as the last normalisation, one from their midst.
     """
     stored = _stored_names(path)
+    names = {layer.name for layer in model.layers}
     counts: Counter[str] = Counter()
     wrong = []
     for layer in model.layers:
         kind = _snake_case(type(layer).__name__)
         group = f"{kind}_{counts[kind]}" if counts[kind] else kind
         counts[kind] += 1
-        if layer.weights and stored.get(group, layer.name) != layer.name:
+        theirs = stored.get(group, layer.name)
+        # Names that Keras gave itself, by its counters, occur on one side alone.
+        is_elsewhere = layer.name in stored.values() or theirs in names
+        if layer.weights and theirs != layer.name and is_elsewhere:
             wrong.append(f"{layer.name} would get those of {stored[group]}")
     if wrong:
         raise ValueError(
@@ -44,7 +49,8 @@ def _stored_names(path: str | os.PathLike) -> dict[str, str]:
             content: Any = path
             if str(path).endswith(".keras"):
                 archive = stack.enter_context(zipfile.ZipFile(path))
-                content = stack.enter_context(archive.open("model.weights.h5"))
+                # A member is read from its start for each step back, of which HDF5 makes many.
+                content = io.BytesIO(archive.read("model.weights.h5"))
             layers = stack.enter_context(h5py.File(content, "r")).get("layers", {})
             return {
                 group: str(value["vars"].attrs["name"])

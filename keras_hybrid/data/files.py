@@ -264,7 +264,7 @@ class Folder:
 
 
 class Zip:
-    """Members of a zip archive; every thread and every process opens it for itself."""
+    """Members of a zip archive; every process opens it for itself."""
 
     def __init__(self, path: Path):
         self.root = path
@@ -273,14 +273,14 @@ class Zip:
                 self._members = {_member_name(item.filename): item for item in archive.infolist()}
         except zipfile.BadZipFile as error:
             raise ValueError(f"{path} is not a complete zip archive: {error}") from error
-        self._local = threading.local()
+        self._opened: _OpenedZip | None = None
 
     def __getstate__(self):
         return {"root": self.root, "_members": self._members}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._local = threading.local()
+        self._opened = None
 
     def listing(self) -> tuple[list[str], list[str]]:
         """All files and all folders, sorted, without hidden ones."""
@@ -308,14 +308,33 @@ class Zip:
         """A member's content."""
         if name not in self._members:
             raise UnreadableImageError(self.where(name), "No such file in the archive")
-        # A handle inherited through fork shares its file position with the parent: never use it.
-        if getattr(self._local, "process", None) != os.getpid():
-            self._local.archive = zipfile.ZipFile(self.root)
-            self._local.process = os.getpid()
         try:
-            return self._local.archive.read(self._members[name])
+            opened = self._opened
+            # A handle inherited through fork shares its file position with the parent.
+            if opened is None or opened.process != os.getpid():
+                opened = self._opened = _OpenedZip(self.root)
+            return opened.read(self._members[name])
         except Exception as error:  # of each compression its own, and of a member with a password
             raise UnreadableImageError(self.where(name), str(error) or repr(error)) from error
+
+
+class _OpenedZip:
+    """A process's handle of an archive, for all its threads: each directory takes much memory."""
+
+    def __init__(self, path: Path):
+        self.process = os.getpid()
+        self._archive = zipfile.ZipFile(path)
+        self._lock = threading.Lock()
+
+    def read(self, member: zipfile.ZipInfo) -> bytes:
+        """A member's content, read and unpacked beside other threads'."""
+        with self._lock:
+            file = self._archive.open(member)
+        try:
+            return file.read()
+        finally:
+            with self._lock:
+                file.close()
 
 
 def posix_name(name: str) -> str:

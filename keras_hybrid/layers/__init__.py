@@ -1,7 +1,7 @@
 """Building blocks that two or more families share, and the margin heads."""
 
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
-from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D, MaxPooling2D
+from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D, MaxPooling2D, Rescaling
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.convolutional_projection import (
     ConvolutionalProjection,
@@ -39,6 +39,7 @@ __all__ = [
     "MultiHeadSelfAttention",
     "PartialCosineClassifier",
     "RelativePositionBias",
+    "Rescaling",
     "SequencePooling",
     "SinusoidalPositionEmbedding",
     "UnitNormalization",

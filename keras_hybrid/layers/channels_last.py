@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_hybrid.layers.dot_product import on_cpu
 
-__all__ = ["Conv2D", "DepthwiseConv2D", "MaxPooling2D", "channels_last"]
+__all__ = ["Conv2D", "DepthwiseConv2D", "MaxPooling2D", "Rescaling", "channels_last"]
 
 
 def channels_last(function, x, *arguments, **options):
@@ -131,3 +131,22 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
                 borders += [missing // 2, missing - missing // 2]
             x = functional.pad(x, borders, value=-float("inf"))
         return functional.max_pool2d(x, self.pool_size, self.strides).permute(0, 2, 3, 1)
+
+
+@keras.saving.register_keras_serializable(package="keras_hybrid")
+class Rescaling(keras.layers.Rescaling):
+    """``keras.layers.Rescaling`` whose scales for channels are of the last axis.
+
+    Keras takes them for those of the axis that ``keras.config.image_data_format()`` says when the
+    layer is called, which need not be that of the model.
+
+    Call arguments:
+        inputs: Shape (batch, …, channels).
+
+    Returns:
+        Tensor of the same shape: inputs · scale + offset, in the layer's compute dtype.
+    """
+
+    def call(self, inputs):
+        dtype, cast = self.compute_dtype, self.backend.cast
+        return cast(inputs, dtype) * cast(self.scale, dtype) + cast(self.offset, dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 from keras import ops
 
@@ -38,7 +40,7 @@ class MeanTargetCosine(keras.metrics.Mean):
         super().__init__(name=name, dtype=dtype)
 
     def update_state(self, y_true, y_pred, sample_weight=None) -> None:
-        """Add a batch; see the class for shapes.
+        """Add a batch; see the class for shapes. An id that is no class makes it not a number.
 
         Raises:
             ValueError: If ``y_true`` is neither class ids nor of the shape of ``y_pred``.
@@ -55,8 +57,10 @@ class MeanTargetCosine(keras.metrics.Mean):
                 f"{y_pred.shape}; got {y_true.shape}."
             )
         if y_true.shape[1] == 1:
-            cosines = ops.take_along_axis(y_pred, ops.cast(y_true, "int32"), axis=1)
-            cosines = ops.squeeze(cosines, axis=1)
+            ids, classes = ops.cast(y_true, "int32"), y_pred.shape[1]
+            cosines = ops.take_along_axis(y_pred, ops.clip(ids, 0, classes - 1), axis=1)
+            is_class = ops.logical_and(ids >= 0, ids < classes)
+            cosines = ops.squeeze(ops.where(is_class, cosines, math.nan), axis=1)
         else:
             cosines = ops.sum(ops.cast(y_true, self.dtype) * y_pred, axis=1)
         super().update_state(cosines, sample_weight)

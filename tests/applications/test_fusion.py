@@ -226,3 +226,27 @@ class _Subclassed(keras.Model):
 def test_members_that_make_no_ensemble_are_refused(members, arguments, message):
     with pytest.raises(ValueError, match=message):
         Ensemble(members=[member() for member in members], **{"classes": CLASSES, **arguments})
+
+
+def test_a_member_may_have_a_dot_in_its_name():
+    image = keras.Input(IMAGES.shape[1:])
+    vector = keras.layers.Dense(8)(keras.layers.Flatten()(image))
+    dotted = keras.Model(image, vector, name="net_1.00_16")
+    model = LateFusion(members=[dotted, small_model("vit_p*")], classes=CLASSES, embedding_dim=8)
+    assert model.get_layer("net_1_00_16_" + dotted.layers[-1].name)
+    assert predict(model, IMAGES).shape == (len(IMAGES), CLASSES)
+
+
+def test_weights_of_members_with_names_of_keras_own_are_read_whatever_was_made_before(tmp_path):
+    def fused(**arguments):
+        member = keras.Sequential(
+            [keras.Input((16, 16, 3)), keras.layers.Flatten(), keras.layers.Dense(8)]
+        )
+        members = [member, small_model("vit_p*")]
+        return LateFusion(members=members, classes=CLASSES, embedding_dim=8, **arguments)
+
+    model = fused()
+    for name in ("all.weights.h5", "all.keras"):
+        file = tmp_path / name
+        model.save(file) if name.endswith(".keras") else model.save_weights(file)
+        assert relative_error(predict(fused(weights=file), IMAGES), predict(model, IMAGES)) <= 1e-6

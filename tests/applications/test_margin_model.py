@@ -351,3 +351,44 @@ def test_one_adaptive_loss_at_a_time():
     model = MarginModel(model.input, [model.output, model.output])
     with pytest.raises(ValueError, match="one adaptive margin loss"):
         model.compile("sgd", [losses.AdaFace(), losses.CurricularFace()])
+
+
+def test_a_model_whose_loss_is_refused_does_not_train_with_it():
+    model = build(head=layers.Dense(CLASSES, name="predictions"))
+    with pytest.raises(ValueError, match="ArcFace takes cosines"):
+        model.compile("sgd", loss=losses.ArcFace())
+    with pytest.raises(ValueError, match="compile"):
+        fit(model)
+    model.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert np.isfinite(fit(model)["loss"][0])
+
+
+@pytest.mark.parametrize("head", [CosineClassifier, PartialCosineClassifier])
+def test_labels_may_come_in_a_list(head):
+    model = build(head=head(CLASSES, name="predictions"))
+    model.compile("sgd", loss=[losses.CosFace(scale=16.0)])
+    history = model.fit(IMAGES[:2], [LABELS[:2]], verbose=0).history
+    assert np.isfinite(history["loss"][0])
+
+
+def test_a_head_that_cannot_sample_where_it_is_is_warned_of():
+    inner = build(head=PartialCosineClassifier(CLASSES, name="predictions"))
+    image = keras.Input((6, 6, 1))
+    model = MarginModel(image, inner(image))
+    with pytest.warns(UserWarning, match="not its last layer, and whose training steps see all"):
+        model.compile("sgd", loss=losses.CosFace())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch's compiler")
+@pytest.mark.parametrize("kind", ["loss", "head"])
+def test_what_pytorchs_compiler_cannot_trace_is_refused(kind):
+    head = PartialCosineClassifier if kind == "head" else CosineClassifier
+    loss = losses.AdaFace() if kind == "loss" else losses.CosFace()
+    model = build(head=head(CLASSES, name="predictions"))
+    with pytest.raises(ValueError, match="jit_compile=True on PyTorch does not go with"):
+        model.compile("sgd", loss=loss, jit_compile=True)
+    assert not model.compiled
+    model.compile("sgd", loss=loss)
+    plain = build()
+    plain.compile("sgd", loss=losses.CosFace(), jit_compile=True)
+    assert plain.compiled

@@ -209,3 +209,15 @@ def test_a_learned_model_still_recognises_at_twice_the_size():
     grid = grid.reshape(16, 16, -1).transpose(1, 0, 2).reshape(grid.shape)
     positions.set_weights([np.concatenate([token, grid], axis=1)])
     assert accuracy(target, 64) <= 0.5  # rows are columns now, and two corners change places
+
+
+def test_double_precision_is_kept():
+    former = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        source, target = small_model("vit_p*"), small_model("vit_p*")
+        kh.transfer_weights(source, target)
+        for theirs, ours in zip(source.weights, target.weights, strict=True):
+            np.testing.assert_array_equal(ops.convert_to_numpy(theirs), ops.convert_to_numpy(ours))
+    finally:
+        keras.config.set_floatx(former)

@@ -20,6 +20,7 @@ from keras_hybrid.data import (
     TFDSSource,
     UnreadableImageError,
     ZipSource,
+    files,
     load_arrays,
     open_source,
     sample_per_class,
@@ -203,7 +204,10 @@ def test_split_chooses_a_sub_folder_and_must_exist(tmp_path):
             open_source(spec)
 
 
-def test_a_zip_source_can_be_read_by_many_threads_at_once(tmp_path):
+def test_a_zip_source_can_be_read_by_many_threads_at_once(tmp_path, monkeypatch):
+    opened = []
+    kind = files._OpenedZip
+    monkeypatch.setattr(files, "_OpenedZip", lambda path: opened.append(path) or kind(path))
     source = ZipSource(zip_folder(write_people(tmp_path / "f", images=8), tmp_path / "f.zip"))
     expected = [source.read(i)[0, 0].tolist() for i in range(len(source))]
     wrong = []
@@ -217,7 +221,7 @@ def test_a_zip_source_can_be_read_by_many_threads_at_once(tmp_path):
     threads = [threading.Thread(target=work) for _ in range(4)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert not wrong
+    assert not wrong and len(opened) == 1  # each has the whole directory in memory
 
 
 @pytest.mark.parametrize("form", ["./{}", "x//{}", "/{}"])

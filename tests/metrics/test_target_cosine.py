@@ -76,3 +76,10 @@ def test_is_logged_by_fit_and_evaluate():
     assert logs["mean_target_cosine"][0] == pytest.approx(expected, abs=1e-5)
     logs = model.evaluate(cosines, labels[:, None], batch_size=4, verbose=0, return_dict=True)
     assert logs["mean_target_cosine"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_an_id_that_is_no_class_makes_it_not_a_number(label):
+    metric = MeanTargetCosine()
+    metric.update_state([0, label], [[0.1, 0.2, 0.3]] * 2)
+    assert np.isnan(float(metric.result()))
