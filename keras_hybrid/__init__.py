@@ -7,7 +7,7 @@ Importing this package registers every layer, loss and model class, so that
 import importlib
 
 from keras_hybrid import _backend as _backend  # first: it may choose Keras's
-from keras_hybrid import applications, layers, losses, metrics, optimizers, transfer
+from keras_hybrid import applications, initializers, layers, losses, metrics, optimizers, transfer
 from keras_hybrid._version import __version__
 from keras_hybrid.applications.features import feature_model
 from keras_hybrid.applications.registry import create_model, list_models, model_info
@@ -20,6 +20,7 @@ __all__ = [
     "applications",
     "create_model",
     "feature_model",
+    "initializers",
     "layers",
     "list_models",
     "losses",

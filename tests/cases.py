@@ -311,6 +311,12 @@ def small_model(family: str, **overrides) -> keras.Model:
     return kh.create_model(representative(family), **arguments)
 
 
+def initial_weights(family: str) -> np.ndarray:
+    """Return all weights of a family's tiny model, one after the other, as they begin."""
+    weights = small_model(family).get_weights()
+    return np.concatenate([weight.astype("float64").flatten() for weight in weights])
+
+
 @functools.cache
 def shared_model(family: str) -> keras.Model:
     """Return the tiny model of a family; for tests that do not change it."""

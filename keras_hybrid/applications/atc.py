@@ -56,6 +56,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.convolutional_vision_transformer import convolutional_stages
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomUniform
 from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
@@ -97,7 +98,7 @@ def separable_convolutions(x, name: str, *, closing_norm: bool):
             3,
             padding="same",
             use_bias=False,
-            depthwise_initializer=keras.initializers.RandomUniform(-1 / 3, 1 / 3),
+            depthwise_initializer=RandomUniform(-1 / 3, 1 / 3),
             name=f"{name}{i}_depthwise",
         )(x)
         x = _batch_norm(f"{name}{i}_norm1")(x)
@@ -106,7 +107,7 @@ def separable_convolutions(x, name: str, *, closing_norm: bool):
             channels,
             1,
             use_bias=False,
-            kernel_initializer=keras.initializers.RandomUniform(-bound, bound),
+            kernel_initializer=RandomUniform(-bound, bound),
             name=f"{name}{i}_pointwise",
         )(x)
         if closing_norm:

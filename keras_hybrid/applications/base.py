@@ -12,6 +12,7 @@ from keras_hybrid._arguments import positive_integer
 from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.applications.weight_files import check_layers
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.channels_last import Rescaling
 from keras_hybrid.layers.margin import CosineClassifier
@@ -174,7 +175,7 @@ def mlp(x, width: int, *, dropout: float, name: str, transform=None, activation=
 
 def _mlp_dense(width: int, name: str) -> keras.layers.Dense:
     # An initialiser for each: one draws the same numbers at every call.
-    initializer = keras.initializers.RandomNormal(stddev=0.02)
+    initializer = RandomNormal(stddev=0.02)
     return keras.layers.Dense(width, kernel_initializer=initializer, name=name)
 
 
@@ -300,7 +301,7 @@ def build_model(
             x = keras.layers.Dense(
                 embedding_dim,
                 use_bias=False,
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                kernel_initializer=RandomNormal(stddev=0.02),
                 name="embedding_projection",
             )(x)
             x = BatchNormalization(epsilon=1e-5, momentum=0.9, name="embedding_norm")(x)
@@ -333,7 +334,7 @@ def build_model(
             x = dense(
                 number,
                 activation=classifier_activation,
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                kernel_initializer=RandomNormal(stddev=0.02),
                 dtype="float32",
                 name="predictions",
             )(x)

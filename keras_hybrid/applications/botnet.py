@@ -36,6 +36,7 @@ from keras_hybrid.applications.resnet import (
     stem_input,
     stem_layers,
 )
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.dot_product import attend, attention_map
 
 __all__ = ["BoTNet", "BottleneckAttention"]
@@ -103,7 +104,7 @@ class BottleneckAttention(keras.layers.Layer):
         self.qkv = keras.layers.Dense(
             3 * channels,
             use_bias=False,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=channels**-0.5),
+            kernel_initializer=RandomNormal(stddev=channels**-0.5),
             dtype=self.dtype_policy,
             name="qkv",
         )
@@ -112,7 +113,7 @@ class BottleneckAttention(keras.layers.Layer):
             self.add_weight(
                 name=name,
                 shape=(2 * length - 1, self._head_dim),
-                initializer=keras.initializers.RandomNormal(stddev=self._head_dim**-0.5),
+                initializer=RandomNormal(stddev=self._head_dim**-0.5),
             )
             for name, length in (("height_table", height), ("width_table", width))
         )

@@ -27,6 +27,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.channels_last import Conv2D, MaxPooling2D
 from keras_hybrid.layers.pooling import SequencePooling
@@ -148,9 +149,7 @@ def _compact(
     x = keras.layers.Reshape((-1, dim), name="tokens")(x)
     if class_token:
         x = ClassToken(initializer="zeros", name="class_token")(x)
-    x = LearnedPositionEmbedding(
-        keras.initializers.RandomNormal(stddev=0.2), name="position_embedding"
-    )(x)
+    x = LearnedPositionEmbedding(RandomNormal(stddev=0.2), name="position_embedding")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name="position_dropout")(x)
     for i, rate in enumerate(linear_drop_path(drop_path, depth)):

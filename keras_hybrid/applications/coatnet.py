@@ -31,6 +31,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.convolution import he_normal, squeeze_excitation
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
@@ -289,7 +290,7 @@ def CoAtNet(
         return keras.layers.Dense(
             hidden_dim,
             activation="tanh",
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            kernel_initializer=RandomNormal(stddev=0.02),
             name="hidden",
         )(y)
 

@@ -41,6 +41,7 @@ from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import STEMS
+from keras_hybrid.initializers import RandomUniform
 from keras_hybrid.layers.channels_last import Conv2D, MaxPooling2D
 from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.tokens import ClassToken
@@ -169,7 +170,7 @@ def _conv(x, channels: int, kernel_size: int, strides: int, name: str, *, bias=F
         padding="same" if strides == 1 else "valid",
         use_bias=bias,
         kernel_initializer=he_normal(),
-        bias_initializer=keras.initializers.RandomUniform(-bound, bound),
+        bias_initializer=RandomUniform(-bound, bound),
         name=name,
     )(x)
 

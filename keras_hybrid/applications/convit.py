@@ -34,6 +34,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.position import LearnedPositionEmbedding
@@ -278,7 +279,7 @@ def ConViT(
         patch_size,
         strides=patch_size,
         padding="valid",
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+        kernel_initializer=RandomNormal(stddev=0.02),
         name="patch_embedding",
     )(x)
     grid_size = tuple(x.shape[1:3])

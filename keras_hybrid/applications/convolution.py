@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_hybrid.initializers import VarianceScaling
 from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
@@ -32,7 +33,7 @@ def he_normal(mode: str = "fan_out") -> keras.initializers.Initializer:
     Args:
         mode: ``"fan_out"`` keeps the variance of the gradients, ``"fan_in"`` that of the maps.
     """
-    return keras.initializers.VarianceScaling(2.0, mode, "untruncated_normal")
+    return VarianceScaling(2.0, mode, "untruncated_normal")
 
 
 def batch_norm(x, name: str, epsilon: float = EPSILON):

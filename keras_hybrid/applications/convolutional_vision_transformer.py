@@ -33,6 +33,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomUniform
 from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.convolutional_projection import ConvolutionalProjectionAttention
 from keras_hybrid.layers.tokens import ClassToken
@@ -72,7 +73,7 @@ def convolutional_embedding(x, dim: int, kernel_size: int, strides: int, padding
     """Make a map of tokens by a strided convolution, not yet normalised."""
     # PyTorch's default, which the authors leave in place.
     bound = (kernel_size**2 * x.shape[-1]) ** -0.5
-    initializer = keras.initializers.RandomUniform(-bound, bound)
+    initializer = RandomUniform(-bound, bound)
     x = keras.layers.ZeroPadding2D(padding, name=f"{name}_padding")(x)
     return Conv2D(
         dim,

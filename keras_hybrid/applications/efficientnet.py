@@ -48,6 +48,7 @@ from keras_hybrid.applications.convolution import check_rows, he_normal, squeeze
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.imagenet import ImageNetWeights
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import VarianceScaling
 from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
 from keras_hybrid.layers.normalization import BatchNormalization
 
@@ -380,7 +381,7 @@ def EfficientNet(
             y = _embedding_norm(y, "embedding_input_norm")
         y = keras.layers.Dense(
             embedding_dim,
-            kernel_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform"),
+            kernel_initializer=VarianceScaling(1 / 3, "fan_out", "uniform"),
             name="embedding_projection",
         )(y)
         return _embedding_norm(y, "embedding_norm") if embedding_norm else y

@@ -28,6 +28,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal, RandomUniform, VarianceScaling
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.position import LearnedPositionEmbedding
@@ -58,7 +59,7 @@ VARIANTS = {
 
 def _uniform(fan_in: int) -> keras.initializers.Initializer:
     """PyTorch's default for weights and biases: U(−1/√fan_in, 1/√fan_in)."""
-    return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
+    return RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
 def _dense(x, units: int, name: str):
@@ -78,7 +79,7 @@ def face_block(x, *, num_heads, head_dim, mlp_width, dropout, name):
         qkv_bias=False,
         scale=dim**-0.5,
         dropout=dropout,
-        kernel_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+        kernel_initializer=VarianceScaling(1 / 3, "fan_in", "uniform"),
         bias_initializer=_uniform(num_heads * head_dim),
         name=f"{name}_attention",
     )(y)
@@ -125,10 +126,8 @@ def face_encoder(
     )(x)
     grid_size = x.shape[1:3]
     x = keras.layers.Reshape((-1, dim), name="tokens")(x)
-    x = ClassToken(keras.initializers.RandomNormal(stddev=1.0), name="class_token")(x)
-    x = LearnedPositionEmbedding(
-        keras.initializers.RandomNormal(stddev=1.0), name="position_embedding"
-    )(x)
+    x = ClassToken(RandomNormal(stddev=1.0), name="class_token")(x)
+    x = LearnedPositionEmbedding(RandomNormal(stddev=1.0), name="position_embedding")(x)
     if embedding_dropout:
         x = keras.layers.Dropout(embedding_dropout, name="position_dropout")(x)
     for i in range(depth):

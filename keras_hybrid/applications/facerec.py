@@ -34,6 +34,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.channels_last import Conv2D, channels_last
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.pooling import SequencePooling
@@ -208,7 +209,7 @@ def FaceRec(
         logits = ConvolutionalAttention(num_heads, name="convolutional_attention")(features)
     x = keras.layers.Dense(
         dim,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+        kernel_initializer=RandomNormal(stddev=0.02),
         name="patch_embedding",
     )(patches)
     x = SinusoidalPositionEmbedding(name="position_embedding")(x)

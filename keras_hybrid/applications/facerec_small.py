@@ -36,6 +36,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.convolution import conv_norm, he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.channels_last import DepthwiseConv2D, MaxPooling2D
 from keras_hybrid.layers.convolutional_attention import ConvolutionalAttention
 from keras_hybrid.layers.pooling import SequencePooling
@@ -112,7 +113,7 @@ def _depthwise(x, grid: tuple[int, int], name: str):
     y = DepthwiseConv2D(
         3,
         padding="same",
-        depthwise_initializer=keras.initializers.RandomNormal(stddev=0.1),
+        depthwise_initializer=RandomNormal(stddev=0.1),
         name=f"{name}_conv",
     )(y)
     y = keras.layers.Reshape((grid[0] * grid[1], channels), name=f"{name}_tokens")(y)
@@ -213,9 +214,7 @@ def FaceRecSmall(
     tokens = grid[0] * grid[1]
     features = _tap_tokens(taps, conv_dim) if convolutional_attention else None
     x = keras.layers.Reshape((tokens, dim), name="tokens")(taps[-1])
-    x = LearnedPositionEmbedding(
-        keras.initializers.RandomNormal(stddev=0.2), name="position_embedding"
-    )(x)
+    x = LearnedPositionEmbedding(RandomNormal(stddev=0.2), name="position_embedding")(x)
     for i, rate in enumerate(linear_drop_path(drop_path, depth)):
         logits = []
         if convolutional_attention:
@@ -254,7 +253,7 @@ def FaceRecSmall(
         if place_dim:
             places = keras.layers.Dense(
                 place_dim,
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                kernel_initializer=RandomNormal(stddev=0.02),
                 name="places_projection",
             )(x)
             places = keras.layers.Flatten(name="places")(places)

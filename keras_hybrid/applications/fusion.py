@@ -26,6 +26,7 @@ import keras
 from keras_hybrid.applications.base import CASIA_CLASSES, build_model, image_input
 from keras_hybrid.applications.convolution import batch_norm
 from keras_hybrid.applications.registry import ModelInfo, create_model, model_info, register_model
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.margin import CosineClassifier
 from keras_hybrid.layers.normalization import UnitNormalization
 
@@ -251,7 +252,7 @@ def LateFusion(
         keras.layers.Dense(
             embedding_dim,
             use_bias=False,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            kernel_initializer=RandomNormal(stddev=0.02),
             name=f"{part.prefix}_projection",
         )(part.vector(image))
         for part in parts

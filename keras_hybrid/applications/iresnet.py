@@ -19,6 +19,7 @@ from keras_hybrid.applications.base import CASIA_CLASSES, build_model, check_cou
 from keras_hybrid.applications.convolution import EPSILON, MOMENTUM, batch_norm, conv_norm
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal, RandomUniform
 from keras_hybrid.layers.normalization import BatchNormalization
 
 __all__ = ["FixedScaleBatchNormalization", "IResNet"]
@@ -63,7 +64,7 @@ class FixedScaleBatchNormalization(BatchNormalization):
 
 
 def _initializer() -> keras.initializers.Initializer:
-    return keras.initializers.RandomNormal(stddev=0.1)
+    return RandomNormal(stddev=0.1)
 
 
 def improved_block(x, filters: int, *, strides: int, name: str):
@@ -88,8 +89,8 @@ def project(x, embedding_dim: int | None, dropout: float):
     limit = x.shape[-1] ** -0.5
     x = keras.layers.Dense(
         embedding_dim,
-        kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
-        bias_initializer=keras.initializers.RandomUniform(-limit, limit),
+        kernel_initializer=RandomUniform(-limit, limit),
+        bias_initializer=RandomUniform(-limit, limit),
         name="embedding_projection",
     )(x)
     return FixedScaleBatchNormalization(epsilon=EPSILON, momentum=MOMENTUM, name="embedding_norm")(

@@ -50,6 +50,7 @@ from keras_hybrid.applications.base import (
 from keras_hybrid.applications.convolution import he_normal
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal, RandomUniform
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.normalization import BatchNormalization
@@ -402,8 +403,8 @@ def KPRPE(
         patch_size,
         strides=patch_size,
         padding="valid",
-        kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
-        bias_initializer=keras.initializers.RandomUniform(-limit, limit),
+        kernel_initializer=RandomUniform(-limit, limit),
+        bias_initializer=RandomUniform(-limit, limit),
         name="patch_embedding",
     )(x)
     x = keras.layers.Reshape((-1, dim), name="tokens")(x)
@@ -441,7 +442,7 @@ def KPRPE(
             y = keras.layers.Dense(
                 width,
                 use_bias=False,
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                kernel_initializer=RandomNormal(stddev=0.02),
                 name=f"{part}_projection",
             )(y)
             y = _batch_norm(2e-5, f"{part}_norm")(y)

@@ -39,6 +39,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal, VarianceScaling
 from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.windows import merge_windows, partition_windows
 
@@ -192,7 +193,7 @@ class NeighborhoodAttention(keras.layers.Layer):
             raise ValueError(
                 f"num_heads={self.num_heads} does not divide the {channels} channels of the input."
             )
-        initializer = keras.initializers.RandomNormal(stddev=0.02)
+        initializer = RandomNormal(stddev=0.02)
         self.qkv = keras.layers.Dense(
             3 * channels,
             use_bias=self.qkv_bias,
@@ -366,7 +367,7 @@ def _convolution(x, width: int, name: str, *, use_bias: bool, strides: int = 2):
         padding="valid",
         use_bias=use_bias,
         # PyTorch's own: uniform within ±1 / √fan-in.
-        kernel_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+        kernel_initializer=VarianceScaling(1 / 3, "fan_in", "uniform"),
         name=name,
     )(x)
 

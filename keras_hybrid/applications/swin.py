@@ -34,6 +34,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.position import RelativePositionBias
@@ -266,7 +267,7 @@ class PatchMerging(keras.layers.Layer):
         self.reduction = keras.layers.Dense(
             2 * channels,
             use_bias=False,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            kernel_initializer=RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="reduction",
         )
@@ -420,7 +421,7 @@ def Swin(
         patch_size,
         strides=patch_size,
         padding="valid",
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+        kernel_initializer=RandomNormal(stddev=0.02),
         name="patch_embedding",
     )(x)
     x = keras.layers.LayerNormalization(epsilon=epsilon, name="patch_norm")(x)

@@ -20,6 +20,7 @@ from keras_hybrid.applications.base import (
 )
 from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.channels_last import Conv2D
 from keras_hybrid.layers.position import LearnedPositionEmbedding
 from keras_hybrid.layers.tokens import ClassToken
@@ -119,7 +120,7 @@ def ViT(
         patch_size,
         strides=patch_size,
         padding="valid",
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+        kernel_initializer=RandomNormal(stddev=0.02),
         name="patch_embedding",
     )(x)
     grid_size = x.shape[1:3]

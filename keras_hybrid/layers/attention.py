@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.dot_product import attend, attention_map, number_of_tokens
 
 __all__ = ["MultiHeadSelfAttention"]
@@ -74,7 +75,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.attention_dropout = attention_dropout
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.RandomNormal(stddev=0.02)
+            kernel_initializer or RandomNormal(stddev=0.02)
         )
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.remat = remat

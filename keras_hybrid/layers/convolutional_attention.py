@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_hybrid.initializers import VarianceScaling
 from keras_hybrid.layers.dot_product import number_of_tokens
 
 __all__ = ["ConvolutionalAttention"]
@@ -46,7 +47,7 @@ class ConvolutionalAttention(keras.layers.Layer):
         self.query, self.key = (
             keras.layers.Dense(
                 self.num_heads * self._head_dim,
-                kernel_initializer="glorot_uniform",
+                kernel_initializer=VarianceScaling(1.0, "fan_avg", "uniform"),
                 dtype=self.dtype_policy,
                 name=name,
             )

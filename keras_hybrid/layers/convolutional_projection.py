@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.initializers import RandomNormal, RandomUniform
 from keras_hybrid.layers.channels_last import DepthwiseConv2D, channels_last
 from keras_hybrid.layers.dot_product import attend, attention_map
 from keras_hybrid.layers.normalization import BatchNormalization
@@ -77,7 +78,7 @@ class ConvolutionalProjection(keras.layers.Layer):
             padding="valid" if self._padding else "same",
             data_format="channels_last",
             use_bias=False,
-            depthwise_initializer=keras.initializers.RandomUniform(-bound, bound),
+            depthwise_initializer=RandomUniform(-bound, bound),
             dtype=self.dtype_policy,
             name="convolution",
         )
@@ -89,7 +90,7 @@ class ConvolutionalProjection(keras.layers.Layer):
         self.linear = keras.layers.Dense(
             channels,
             use_bias=self.use_bias,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            kernel_initializer=RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="linear",
         )
@@ -243,7 +244,7 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
             projection.build(input_shape)
         self.projection = keras.layers.Dense(
             channels,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            kernel_initializer=RandomNormal(stddev=0.02),
             dtype=self.dtype_policy,
             name="projection",
         )

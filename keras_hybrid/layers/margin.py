@@ -16,6 +16,7 @@ import keras
 from keras import ops
 
 from keras_hybrid._arguments import positive_integer
+from keras_hybrid.initializers import VarianceScaling
 from keras_hybrid.losses.base import check_margins
 from keras_hybrid.losses.margin import apply_margin
 
@@ -86,7 +87,7 @@ class _CosineHead(keras.layers.Layer):
         self,
         classes: int,
         centers_per_class: int = 1,
-        kernel_initializer="glorot_uniform",
+        kernel_initializer=None,
         **kwargs,
     ):
         # No autocast: half precision rounds cosines by up to 2⁻⁹, which the loss's scale of 64
@@ -94,7 +95,9 @@ class _CosineHead(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.classes = _checked_integer("classes", classes)
         self.centers_per_class = _checked_integer("centers_per_class", centers_per_class)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or VarianceScaling(1.0, "fan_avg", "uniform")
+        )
 
     def build(self, input_shape):
         """Create the centres."""
@@ -171,7 +174,7 @@ class CosineClassifier(_CosineHead):
         centers_per_class: Centres K per class; with more than one, the largest of a class's
             cosines counts, so that noise and odd images of an identity may gather round centres
             of their own (Deng et al. 2020; K = 3 there).
-        kernel_initializer: Initialiser of the centres, Xavier by default.
+        kernel_initializer: Initialiser of the centres; default Glorot and Bengio 2010, uniform.
         **kwargs: As of `keras.layers.Layer`.
 
     Raises:

@@ -99,7 +99,7 @@ class PartialCosineClassifier(CosineClassifier):
         classes: int,
         sampling_rate: float = 0.3,
         centers_per_class: int = 1,
-        kernel_initializer="glorot_uniform",
+        kernel_initializer=None,
         seed: int | None = None,
         shards: int | None = None,
         **kwargs,

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_hybrid.initializers import RandomNormal
+
 __all__ = ["SequencePooling"]
 
 
@@ -26,7 +28,7 @@ class SequencePooling(keras.layers.Layer):
     def __init__(self, kernel_initializer=None, **kwargs):
         super().__init__(**kwargs)
         self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.RandomNormal(stddev=0.02)
+            kernel_initializer or RandomNormal(stddev=0.02)
         )
         self.input_spec = keras.layers.InputSpec(ndim=3)
 

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_hybrid.initializers import RandomNormal
+
 __all__ = ["LearnedPositionEmbedding", "RelativePositionBias", "SinusoidalPositionEmbedding"]
 
 
@@ -21,9 +23,7 @@ class LearnedPositionEmbedding(keras.layers.Layer):
 
     def __init__(self, initializer=None, **kwargs):
         super().__init__(**kwargs)
-        self.initializer = keras.initializers.get(
-            initializer or keras.initializers.RandomNormal(stddev=0.02)
-        )
+        self.initializer = keras.initializers.get(initializer or RandomNormal(stddev=0.02))
 
     def build(self, input_shape):
         self.embedding = self.add_weight(
@@ -124,7 +124,7 @@ class RelativePositionBias(keras.layers.Layer):
         self.table = self.add_weight(
             name="table",
             shape=((2 * height - 1) * (2 * width - 1), self.num_heads),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            initializer=RandomNormal(stddev=0.02),
         )
         row, column = np.divmod(np.arange(height * width), width)
         dy = row[:, np.newaxis] - row[np.newaxis] + height - 1

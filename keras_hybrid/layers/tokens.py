@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_hybrid.initializers import RandomNormal
+
 __all__ = ["ClassToken", "ImageToPatches"]
 
 
@@ -75,9 +77,7 @@ class ClassToken(keras.layers.Layer):
 
     def __init__(self, initializer=None, **kwargs):
         super().__init__(**kwargs)
-        self.initializer = keras.initializers.get(
-            initializer or keras.initializers.RandomNormal(stddev=0.02)
-        )
+        self.initializer = keras.initializers.get(initializer or RandomNormal(stddev=0.02))
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
     def build(self, input_shape):

@@ -36,6 +36,7 @@ from tests.cases import (
     copy_weights,
     dtype_policy,
     family_of,
+    initial_weights,
     predict,
     relative_error,
     representative,
@@ -861,7 +862,7 @@ def test_weights_come_from_a_file(family, suffix, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", sorted(BACKENDS - {keras.backend.backend()}))
-def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
+def test_a_seed_and_a_keras_file_mean_the_same_on_another_backend(backend, tmp_path):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     np.save(tmp_path / "images.npy", IMAGES)
@@ -881,6 +882,9 @@ def test_a_keras_file_embeds_alike_on_another_backend(backend, tmp_path):
             ours = predict(kh.applications.embedding_model(unlike_a_new_one(family)), IMAGES)
             error = relative_error(embeddings[representative(family)], ours)
             assert error <= 1e-5, (family, error)
+    with np.load(tmp_path / f"{backend}_initial.npz") as initial:
+        for family in FAMILIES:
+            np.testing.assert_array_equal(initial[family], initial_weights(family), err_msg=family)
 
 
 # --- export ---------------------------------------------------------------------------------------
