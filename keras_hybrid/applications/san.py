@@ -13,7 +13,9 @@ and more, unless ``kernel_sizes`` are smaller.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -198,14 +200,15 @@ class _FootprintAttention(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         _, height, width, _ = inputs.shape
-        result = None
+        # Channel c has the weight c mod weights, so channels fold into (share, weights).
+        folded = (-1, height * width, self.share, self._weight_dim)
         weights = self.footprint_weights(inputs, training)
-        for weight, value in zip(weights, self._shifts(self.value(inputs)), strict=True):
-            # Channel c has the weight c mod weights, so channels fold into (share, weights).
-            value = ops.reshape(value, (-1, height * width, self.share, self._weight_dim))
-            product = weight * value
-            result = product if result is None else result + product
-        return ops.reshape(result, (-1, height, width, self.value_dim))
+        values = self._shifts(self.value(inputs))
+        products = (
+            weight * ops.reshape(value, folded)
+            for weight, value in zip(weights, values, strict=True)
+        )
+        return ops.reshape(_sum_in_pairs(products), (-1, height, width, self.value_dim))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.value_dim)
@@ -220,6 +223,22 @@ class _FootprintAttention(keras.layers.Layer):
             "relation": self.relation,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _sum_in_pairs(terms: Iterable):
+    """Return the sum of tensors, added as a tree: in int8 each addition rounds.
+
+    At most log₂ of them are alive at a time. The error of k² roundings, one after the other, grows
+    with their number, that of the tree with its depth.
+    """
+    sums = []  # (number of terms, their sum), each of twice the terms of the next
+    for term in terms:
+        count = 1
+        while sums and sums[-1][0] == count:
+            term = sums.pop()[1] + term
+            count *= 2
+        sums.append((count, term))
+    return functools.reduce(operator.add, (total for _, total in reversed(sums)))
 
 
 def _reflect(x, radius: int):
