@@ -111,6 +111,7 @@ $("camera-open").addEventListener("click", async () => {
 
 $("still").addEventListener("click", () => {
   const video = $("video");
+  if (!video.videoWidth) return; // no picture has come yet
   const canvas = element("canvas", { width: video.videoWidth, height: video.videoHeight });
   canvas.getContext("2d").drawImage(video, 0, 0);
   canvas.toBlob(
