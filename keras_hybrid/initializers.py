@@ -75,7 +75,7 @@ class RandomNormal(keras.initializers.RandomNormal):
         mean: Mean of the numbers.
         stddev: Their standard deviation.
         seed: An integer, or None for one that `keras.utils.set_random_seed` decides. The same
-            object draws the same numbers each time: ``clone()`` it for others.
+            object draws the same numbers each time, and so does its ``clone()`` unless it is None.
 
     Example:
         >>> keras.layers.Dense(8, kernel_initializer=kh.initializers.RandomNormal(stddev=0.02))

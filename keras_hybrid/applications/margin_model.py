@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_hybrid.layers.margin import (
     ArcFace,
@@ -36,22 +37,29 @@ class MarginModel(keras.Model):
       step, if the loss asks for them. ``compute_loss`` outside a training or evaluation step takes
       them from a forward pass of its own, in inference mode.
 
+    Margin losses take ids and one-hot labels, and batches may mix them: one-hot in training, where
+    an augmentation mixes images, and ids in validation. Keras chooses what ``"accuracy"`` means by
+    the first batch; metrics get the labels of all others in that form.
+
     With a `keras_hybrid.layers.PartialCosineClassifier` as its output layer, a training step tells
     that layer the labels, and gives loss and metrics the labels' columns in what comes out.
 
     Raises:
         ValueError: On ``compile`` with more than one adaptive loss, with a loss that needs norms
-            when the model has no `CosineClassifier`, with ``jit_compile=True`` on PyTorch and an
+            when the model has no or several `CosineClassifier`, with ``jit_compile=True`` on PyTorch and an
             adaptive loss or a `PartialCosineClassifier`, or with a margin loss on what is known to
             be no cosines: of a dense classifier or of a layer that scales them itself.
     """
 
     # A plain holder (keras would track the metric itself for good, also after compiling anew).
     _adaptive: SimpleNamespace | None = None
+    # Whether the labels that Keras chose the metrics by were ids; None before the first batch.
+    _metrics_take_ids: bool | None = None
 
     def compile(self, *args, **kwargs) -> None:
         """Configure training as `keras.Model.compile` does, and set up the loss's state."""
         super().compile(*args, **kwargs)
+        self._metrics_take_ids = None
         try:
             self._set_up_loss()
         except ValueError:
@@ -94,11 +102,17 @@ class MarginModel(keras.Model):
         if loss is None:
             self._adaptive = None
             return
-        if loss.needs_norms and not _has_cosine_classifier(self):
+        heads = _cosine_classifiers(self) if loss.needs_norms else 1
+        if heads != 1:
+            advice = (
+                "Use a loss that goes without norms, such as `CosFace` or `CurricularFace`."
+                if heads
+                else 'Build it with `classifier="cosine"`.'
+            )
             raise ValueError(
                 f"{type(loss).__name__} needs the norms of the embeddings, which come from a "
-                f"`keras_hybrid.layers.CosineClassifier`, but model {self.name!r} has none. Build "
-                'it with `classifier="cosine"`.'
+                f"`keras_hybrid.layers.CosineClassifier`, but model {self.name!r} has "
+                f"{heads or 'none'}. {advice}"
             )
         if self._adaptive is None or self._adaptive.loss is not loss:
             self._adaptive = SimpleNamespace(loss=loss, state=MarginState(loss))
@@ -177,7 +191,21 @@ class MarginModel(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Update the metrics as `keras.Model.compute_metrics` does."""
-        return super().compute_metrics(x, self._columns(y, y_pred), y_pred, sample_weight)
+        y = self._as_in_the_first_batch(self._columns(y, y_pred), y_pred)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _as_in_the_first_batch(self, y, y_pred):
+        """Return the labels of one output, ids or one row each, as metrics got the first ones."""
+        if not hasattr(y, "shape") or len(getattr(y_pred, "shape", ())) != 2:
+            return y
+        are_ids = len(y.shape) < 2 or (y.shape[-1] == 1 and y_pred.shape[-1] > 1)  # as Keras does
+        if self._metrics_take_ids is None:
+            self._metrics_take_ids = are_ids
+        if are_ids == self._metrics_take_ids:
+            return y
+        if are_ids:
+            return ops.one_hot(ops.cast(ops.reshape(y, (-1,)), "int32"), y_pred.shape[-1])
+        return ops.argmax(y, axis=-1)
 
     @property
     def _has_context(self) -> bool:
@@ -263,9 +291,10 @@ def _head_without_cosines(output) -> keras.layers.Layer | None:
     return head if is_dense or isinstance(head, others) else None
 
 
-def _has_cosine_classifier(model: keras.Model) -> bool:
-    return any(
-        _has_cosine_classifier(layer)
+def _cosine_classifiers(model: keras.Model) -> int:
+    """Return how many a model has, its members' among them."""
+    return sum(
+        _cosine_classifiers(layer)
         if isinstance(layer, keras.Model)
         else isinstance(layer, CosineClassifier)
         for layer in model.layers

@@ -125,6 +125,8 @@ class Batches(keras.utils.PyDataset):
             if image_size is not None:
                 raise ValueError("`image_size` belongs to a source; an array has its size.")
         labels = np.asarray(labels)
+        if labels.shape == (len(images), 1):
+            labels = labels[:, 0]
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"`labels` must be whole numbers of shape ({len(images)},), "

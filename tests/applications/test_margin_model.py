@@ -11,6 +11,7 @@ from keras_hybrid.applications.conformer import TwoHeads
 from keras_hybrid.applications.margin_model import MarginModel
 from keras_hybrid.layers.margin import ArcFace, CosFace, CosineClassifier
 from keras_hybrid.layers.partial_margin import PartialCosineClassifier
+from keras_hybrid.metrics import MeanTargetCosine
 
 CLASSES = 4
 RANDOM = np.random.default_rng(0)
@@ -252,6 +253,40 @@ def test_adaface_needs_a_cosine_classifier():
     model = build(head=layers.Dense(CLASSES))
     with pytest.raises(ValueError, match="CosineClassifier"):
         model.compile("sgd", losses.AdaFace())
+
+
+def test_adaface_of_two_classifiers_is_refused_when_compiled():
+    """Not in the first step, after the data are there."""
+    inputs = keras.Input(IMAGES.shape[1:])
+    heads = [CosineClassifier(CLASSES)(layers.Flatten()(inputs)) for _ in range(2)]
+    model = MarginModel(inputs, layers.Average()(heads))
+    with pytest.raises(ValueError, match="AdaFace needs the norms .* has 2. Use .*CurricularFace"):
+        model.compile("sgd", losses.AdaFace())
+    model.compile("sgd", losses.CurricularFace())
+
+
+@pytest.mark.parametrize("kind", ["ids", "column", "one_hot"])
+@pytest.mark.parametrize("first", ["ids", "one_hot"])
+def test_accuracy_is_right_whatever_form_later_labels_have(first, kind):
+    """As with training images that are mixed and validation images that are not."""
+    forms = {
+        "ids": LABELS,
+        "column": LABELS[:, None],
+        "one_hot": np.eye(CLASSES, dtype="float32")[LABELS],
+    }
+    model = build()
+    metrics = ["accuracy", MeanTargetCosine()]
+    model.compile(keras.optimizers.SGD(0.05), losses.CosFace(scale=8.0), metrics=metrics)
+    model.fit(IMAGES, forms[first], verbose=0)
+    cosines = model.predict(IMAGES, verbose=0)
+    logs = model.evaluate(IMAGES, forms[kind], verbose=0, return_dict=True)
+    assert logs["accuracy"] == pytest.approx((cosines.argmax(axis=1) == LABELS).mean())
+    expected = cosines[np.arange(len(LABELS)), LABELS].mean()
+    assert logs["mean_target_cosine"] == pytest.approx(expected, abs=1e-5)
+    # Compiled anew, the first batch decides anew.
+    model.compile("sgd", losses.CosFace(scale=8.0), metrics=["accuracy"])
+    logs = model.evaluate(IMAGES, forms[kind], verbose=0, return_dict=True)
+    assert logs["accuracy"] == pytest.approx((cosines.argmax(axis=1) == LABELS).mean())
 
 
 HEADS = {

@@ -185,7 +185,7 @@ def test_batches_have_the_promised_types_and_cover_every_image_once():
 
 def test_without_shuffling_the_order_is_the_order_given():
     images, labels = arrays()
-    batches = Batches(images, labels, 10, shuffle=False, drop_remainder=True)
+    batches = Batches(images, labels[:, None], 10, shuffle=False, drop_remainder=True)
     assert len(batches) == 2
     np.testing.assert_array_equal(batches[1][0], images[10:20])
 
