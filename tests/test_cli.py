@@ -377,7 +377,8 @@ def test_verify_takes_the_threshold_that_was_measured(capsys, lonely_model, face
 def test_verify_says_that_a_threshold_is_another_models(capsys, lonely_model, face):
     results = lonely_model.parent / "results.json"
     record = {"kind": "keras_hybrid evaluation", "verification": {"threshold": 0.4321}}
-    for measured, note in (("runs/other.keras", True), (lonely_model.with_suffix(".x"), False)):
+    quantized = lonely_model.with_suffix(".tflite")
+    for measured, note in (("runs/other.keras", True), (quantized, True), (lonely_model, False)):
         results.write_text(json.dumps({**record, "model": str(measured)}))
         status, _, err = run(capsys, "verify", face(0, 1), face(1, 1), "--model", lonely_model)
         assert status == 0

@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _host(text: str) -> str:
     """An address in the spelling that browsers send, or a name."""
+    if text.startswith("[") and text.endswith("]"):  # as browsers write an address of version 6
+        text = text[1:-1]
     flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
     try:
         found = socket.getaddrinfo(text or None, 0, type=socket.SOCK_STREAM, flags=flags)

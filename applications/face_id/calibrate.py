@@ -127,15 +127,9 @@ def measure(embeddings: np.ndarray, labels: np.ndarray, model: str, source: str)
     from keras_hybrid.evaluation import roc_curve
 
     labels = np.asarray(labels)
+    num_same, num_different = _count_pairs(labels, source)
     first, second = np.triu_indices(len(labels), 1)
     same = labels[first] == labels[second]
-    num_same, num_different = int(same.sum()), int((~same).sum())
-    if num_same < _ERRORS or num_different < 100 * _ERRORS:
-        raise ValueError(
-            f"{source} gives {num_same} pairs of one person and {num_different} of different "
-            f"people; at least {_ERRORS} and {100 * _ERRORS} are needed: more people, and two or "
-            "more photographs of some."
-        )
     curve = roc_curve((embeddings @ embeddings.T)[first, second], same)
     lowest = _ERRORS / num_different
     rates = np.geomspace(lowest, 0.1, 1 + int(np.ceil(10 * np.log10(0.1 / lowest))))
@@ -155,6 +149,20 @@ def measure(embeddings: np.ndarray, labels: np.ndarray, model: str, source: str)
             for i in rows
         ),
     )
+
+
+def _count_pairs(labels: np.ndarray, source: str) -> tuple[int, int]:
+    """Return how many pairs are of one person and of two; raise ValueError if too few are."""
+    counts = np.unique(labels, return_counts=True)[1]
+    num_same = int((counts * (counts - 1) // 2).sum())
+    num_different = len(labels) * (len(labels) - 1) // 2 - num_same
+    if num_same < _ERRORS or num_different < 100 * _ERRORS:
+        raise ValueError(
+            f"{source} gives {num_same} pairs of one person and {num_different} of different "
+            f"people; at least {_ERRORS} and {100 * _ERRORS} are needed: more people, and two or "
+            "more photographs of some."
+        )
+    return num_same, num_different
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -230,6 +238,7 @@ def _calibrate(given: argparse.Namespace) -> Calibration:
     recogniser = Recogniser(FaceDetector(given.detector), Embedder(given.model))
     source = open_source(given.data, images=given.images)
     rows = choose(source.labels, given.photographs, given.seed)
+    _count_pairs(np.asarray(source.labels)[rows], given.data)  # before all are embedded
     embeddings, labels, skipped = embed_source(recogniser, source, rows)
     if skipped:
         print(f"{skipped} photographs left out: no readable face.", file=sys.stderr)

@@ -282,7 +282,11 @@ class Gallery:
 
 
 def _clean(name: str) -> str:
-    name = "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in name)
+    unwanted = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn what follows round
+    name = "".join(
+        " " if unicodedata.category(letter) == "Cc" or letter in unwanted else letter
+        for letter in name
+    )
     name = unicodedata.normalize("NFC", " ".join(name.split()))
     if not 1 <= len(name) <= _LONGEST_NAME or not _key(name):
         raise Refusal(422, "name", f"Give a name of 1 to {_LONGEST_NAME} characters.")

@@ -46,9 +46,10 @@ class MarginModel(keras.Model):
 
     Raises:
         ValueError: On ``compile`` with more than one adaptive loss, with a loss that needs norms
-            when the model has no or several `CosineClassifier`, with ``jit_compile=True`` on PyTorch and an
-            adaptive loss or a `PartialCosineClassifier`, or with a margin loss on what is known to
-            be no cosines: of a dense classifier or of a layer that scales them itself.
+            when the model has no or several `CosineClassifier`, with ``jit_compile=True`` on
+            PyTorch and an adaptive loss or a `PartialCosineClassifier`, or with a margin loss on
+            what is known to be no cosines: of a dense classifier or of a layer that scales them
+            itself.
     """
 
     # A plain holder (keras would track the metric itself for good, also after compiling anew).

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_hybrid.cli.printing import format_size
-from keras_hybrid.data.files import read_text, some, to_range
+from keras_hybrid.data.files import composed, read_text, some, to_range
 
 # The kind of results that `evaluate` writes; only these does it overwrite, not a training's.
 EVALUATION = "keras_hybrid evaluation"
@@ -204,6 +204,8 @@ def check_names(names: list[str], source: str, model: Path) -> None:
     trained = recorded_classes(model)
     if trained is None or len(trained) != len(names):  # no record, or another model's
         return
+    trained = [composed(name) for name in trained]  # records of before have names as stored
+    names = [composed(name) for name in names]
     numbers = [str(number) for number in range(len(names))]
     if set(trained) != set(names) and numbers in (trained, names):  # which are nobody's names
         return

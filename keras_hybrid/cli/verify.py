@@ -76,7 +76,7 @@ def _threshold(given: argparse.Namespace) -> tuple[float, str]:
         raise ValueError(f"{file} holds no verification threshold. {advice}")
     # A training measures the model that it ends with.
     measured = str(results.get("model")) if results.get("kind") == EVALUATION else "last.keras"
-    if Path(measured).stem != given.model.stem:
+    if Path(measured).name != given.model.name:  # of the quantized file, say, another was measured
         print(f"note: the threshold was measured on {measured}.", file=sys.stderr)
     own, taken = results.get("input_range", [0, 255]), given.input_range or [0, 255]
     if own != taken and given.model.suffix.lower() != ".tflite":  # which has its own

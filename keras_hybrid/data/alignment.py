@@ -212,6 +212,8 @@ class AlignedSource(ImageSource):
     Args:
         source: A source with ``landmarks``, such as a :class:`CSVSource` with columns x0 … y4.
         image_size: Side of the crops.
+        antialias: As of :func:`align_face`; True, as in the programs that show a trained model
+            faces, whose crops are then those of the training.
 
     Attributes:
         landmarks: float32 (n, 5, 2) in pixels of the crops; NaN where they fit no face.
@@ -222,7 +224,9 @@ class AlignedSource(ImageSource):
             described.
     """
 
-    def __init__(self, source: ImageSource, image_size: int = _TEMPLATE_SIZE):
+    def __init__(
+        self, source: ImageSource, image_size: int = _TEMPLATE_SIZE, antialias: bool = True
+    ):
         if source.landmarks is None:
             raise ValueError(
                 f"`source`={source!r} has no landmarks to align by: a .csv needs columns x0, y0 … "
@@ -230,6 +234,7 @@ class AlignedSource(ImageSource):
             )
         self.source = source
         self.image_size = _side(image_size)
+        self.antialias = antialias
         self.labels = source.labels
         self.class_names = source.class_names
         points = source.landmarks.astype(np.float64)
@@ -257,10 +262,12 @@ class AlignedSource(ImageSource):
         """Read one image; see :meth:`ImageSource.read`."""
         if not self._is_face[index]:
             raise UnreadableImageError(self.paths[index], "its landmarks fit no face")
-        image = self.source.read(index)
-        return _warp(image, self._matrices[index], self.image_size)
+        image, matrix = self.source.read(index), self._matrices[index]
+        if self.antialias:
+            image, matrix = _reduced(_checked(image), matrix)
+        return _warp(image, matrix, self.image_size)
 
     def stamps(self) -> Iterable[str]:
         """The other source's stamps, with what the crop depends on."""
         for stamp, points in zip(self.source.stamps(), self.source.landmarks, strict=True):
-            yield f"{stamp}/{self.image_size}/{zlib.crc32(points.tobytes())}"
+            yield f"{stamp}/{self.image_size}/{self.antialias}/{zlib.crc32(points.tobytes())}"

@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import threading
+import unicodedata
 import uuid
 import zipfile
 import zlib
@@ -447,6 +448,11 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def composed(name: str) -> str:
+    """A name with each accented letter as one character, where macOS stores letter and accent."""
+    return unicodedata.normalize("NFC", name)
 
 
 def some(names: Sequence[Any], limit: int = 5) -> str:

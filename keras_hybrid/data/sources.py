@@ -18,7 +18,6 @@ import hashlib
 import logging
 import os
 import re
-import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +32,7 @@ from keras_hybrid.data.files import (
     UnreadableImageError,
     Zip,
     archive_of,
+    composed,
     decode_image,
     is_image,
     open_files,
@@ -243,12 +243,12 @@ def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.
         raise ValueError(
             f"{files.root} holds images but no folder per identity; expected NAME/IMAGE.jpg."
         )
-    class_names = sorted({image.parts[depth] for image in chosen})
+    class_names = _class_names({image.parts[depth] for image in chosen}, files.root)
     identities = {PurePosixPath(f) for f in folders if PurePosixPath(f).parts[:depth] == lead}
     empty = sorted(
         folder.name
         for folder in identities
-        if len(folder.parts) == depth + 1 and folder.name not in class_names
+        if len(folder.parts) == depth + 1 and composed(folder.name) not in class_names
     )
     if empty:
         raise ValueError(
@@ -271,8 +271,20 @@ def _by_identity(files: Folder | Zip, split: str | None) -> tuple[list[str], np.
             some(others),
         )
     number = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([number[image.parts[depth]] for image in chosen], np.int32)
+    labels = np.array([number[composed(image.parts[depth])] for image in chosen], np.int32)
     return [str(image) for image in chosen], labels, class_names
+
+
+def _class_names(folders: set[str], root: os.PathLike) -> list[str]:
+    """The names of the identities in their order: the same wherever the folders come from."""
+    names = sorted({composed(folder) for folder in folders})
+    if len(names) < len(folders):
+        twice = Counter(composed(folder) for folder in folders)
+        raise ValueError(
+            f"{root} has two folders for {some([name for name in names if twice[name] > 1])}, whose names "
+            "differ in how letters with accents are stored alone. Put them together."
+        )
+    return names
 
 
 class CSVSource(_FileSource):
@@ -395,7 +407,7 @@ def _read_rows(path, needed: dict[str, str], split_column: str):
 
 def _number_rows(columns, rows, where, label_column: str, classes: int | None):
     """Return the labels of a table's rows and the names of all classes."""
-    texts = [row[label_column].strip() for row in rows]
+    texts = [composed(row[label_column].strip()) for row in rows]
     if label_column == "label" and _NUMBER_COLUMN in columns:
         numbers = [row[_NUMBER_COLUMN].strip() for row in rows]
         return _numbered_as_told(texts, numbers, where, classes)
@@ -410,11 +422,8 @@ def _stored_names(names: Sequence[str], files: Folder | Zip) -> list[str]:
     if all(files.size(name) >= 0 for name in names):
         return names
     # macOS stores é as e and an accent; most tables have it as one character.
-    stored = {unicodedata.normalize("NFC", name): name for name in files.listing()[0]}
-    return [
-        name if files.size(name) >= 0 else stored.get(unicodedata.normalize("NFC", name), name)
-        for name in names
-    ]
+    stored = {composed(name): name for name in files.listing()[0]}
+    return [name if files.size(name) >= 0 else stored.get(composed(name), name) for name in names]
 
 
 def _without_repetition(rows, lines, file_column, told, path):

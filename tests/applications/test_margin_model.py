@@ -260,7 +260,7 @@ def test_adaface_of_two_classifiers_is_refused_when_compiled():
     inputs = keras.Input(IMAGES.shape[1:])
     heads = [CosineClassifier(CLASSES)(layers.Flatten()(inputs)) for _ in range(2)]
     model = MarginModel(inputs, layers.Average()(heads))
-    with pytest.raises(ValueError, match="AdaFace needs the norms .* has 2. Use .*CurricularFace"):
+    with pytest.raises(ValueError, match=r"AdaFace needs .* has 2\. Use .*CurricularFace"):
         model.compile("sgd", losses.AdaFace())
     model.compile("sgd", losses.CurricularFace())
 

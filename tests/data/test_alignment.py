@@ -284,9 +284,24 @@ def test_a_cache_depends_on_the_crop(table):
         plain.fingerprint(),
         *(AlignedSource(plain, size).fingerprint() for size in (112, 64)),
     ]
+    prints.append(AlignedSource(plain, antialias=False).fingerprint())
     plain.landmarks = plain.landmarks + np.float32(1)
     prints.append(AlignedSource(plain).fingerprint())
-    assert len(set(prints)) == 4
+    assert len(set(prints)) == 5
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_large_photographs_are_smoothed_as_where_the_model_is_used(antialias):
+    rng = np.random.default_rng(0)
+    photograph = rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    landmarks = (8 * face_template(48) + 5).astype(np.float32)
+    source = ArraySource(photograph[None], [0])
+    source.landmarks = landmarks[None]
+    options = {} if antialias else {"antialias": False}  # smoothed unless told
+    crop = AlignedSource(source, 48, **options).read(0)
+    expected = align_face(photograph, landmarks, 48, antialias=antialias)
+    np.testing.assert_array_equal(crop, expected)
+    assert (crop.std() < 20) == antialias
 
 
 def test_a_subset_can_be_aligned_and_an_aligned_source_divided(table):

@@ -2,6 +2,7 @@ import io
 import logging
 import struct
 import threading
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -550,6 +551,31 @@ def test_files_are_found_below_images_though_the_first_is_missing(tmp_path):
     np.testing.assert_array_equal(source.read(1)[0, 0], [40, 0, 7])
     with pytest.raises(UnreadableImageError, match="dan"):
         source.read(0)
+
+
+def test_people_have_the_same_names_and_numbers_from_a_mac(tmp_path):
+    """Which stores é as e and an accent, and so sorts it before f."""
+    names = ["Oz", "Zoran", "Zo\u00eb", "\u00d6zil"]
+    apart = [unicodedata.normalize("NFD", name) for name in names]
+    folder = write_people(tmp_path / "mac", apart, images=1)
+    rows = [f"{name}/0.png,{name}" for name in apart]
+    table = write_csv(tmp_path / "mac.csv", rows, "file,label")
+    for source in (
+        FolderSource(folder),
+        ZipSource(zip_folder(folder, tmp_path / "mac.zip")),
+        CSVSource(table, folder),
+    ):
+        assert source.class_names == names
+        reds = [int(source.read(index)[0, 0, 0]) for index in range(4)]
+        assert reds == [40 * label for label in source.labels]
+
+
+def test_one_name_of_two_spellings_is_refused(tmp_path):
+    write_people(tmp_path, ["ann", "Zo\u00eb", "Zoe\u0308"], images=1)
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system takes both for one")
+    with pytest.raises(ValueError, match=r"two folders for Zo., .* Put them together"):
+        FolderSource(tmp_path)
 
 
 def test_a_table_finds_names_whose_accents_are_stored_apart(tmp_path):

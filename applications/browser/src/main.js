@@ -34,6 +34,20 @@ async function attempt(work) {
   }
 }
 
+/** Do the same with one thing after the other; what fails keeps none of the others. */
+async function each(things, work) {
+  const problems = [];
+  for (const thing of things) {
+    try {
+      await work(thing);
+    } catch (error) {
+      console.error(error);
+      problems.push(error.message);
+    }
+  }
+  if (problems.length) throw new Error(problems.join(" "));
+}
+
 async function loadModel(bytes, name) {
   element("model-note").textContent = `Loading ${name} …`;
   try {
@@ -110,7 +124,10 @@ async function compare() {
       milliseconds.push(performance.now() - started);
     }
   } catch (error) {
-    if (comparison === comparisons) showError(error);
+    if (comparison === comparisons) {
+      showResult("They could not be compared."); // not the verdict of the photographs before
+      showError(error);
+    }
     return;
   }
   if (comparison !== comparisons) return;
@@ -158,11 +175,11 @@ function acceptDrops(target, photograph) {
     const files = [...event.dataTransfer.files];
     attempt(async () => {
       const images = files.filter(({ type }) => type.startsWith("image/"));
-      for (const file of files) {
+      await each(files, async (file) => {
         const empty = photographs.find(({ image }) => !image) ?? photographs[0];
         const place = images.indexOf(file) % photographs.length; // several take both, in order
         await open(file, images.length > 1 ? photographs[place] : (photograph ?? empty));
-      }
+      });
     });
   });
 }
@@ -170,12 +187,10 @@ function acceptDrops(target, photograph) {
 async function loadFromAddress() {
   const given = new URLSearchParams(location.search);
   if (given.has("threshold")) element("threshold").value = given.get("threshold");
-  for (const [key, load] of [
-    ["model", loadModel],
-    ["detector", loadDetector],
-  ]) {
+  const loads = { model: loadModel, detector: loadDetector };
+  await each(Object.entries(loads), async ([key, load]) => {
     if (given.has(key)) await load(await download(given.get(key)), given.get(key));
-  }
+  });
 }
 
 /** Read a file named in the address, and keep it for the time when there is no network. */

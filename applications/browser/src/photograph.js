@@ -100,9 +100,20 @@ export class Photograph {
   async findFaces() {
     this.note.textContent = "Looking for a face …";
     const started = performance.now();
-    const image = this.image;
-    const faces = await this.detector.detect(image);
+    const { image } = this;
+    const before = JSON.stringify(this.landmarks);
+    let faces;
+    try {
+      faces = await this.detector.detect(image);
+    } catch (error) {
+      if (image === this.image) this.askForPoints("The search for a face failed.");
+      throw error;
+    }
     if (image !== this.image) return; // another photograph was opened meanwhile
+    if (before !== JSON.stringify(this.landmarks)) {
+      this.note.textContent = "The points stay where they were moved.";
+      return;
+    }
     this.faces = faces;
     this.times = { detection: performance.now() - started };
     if (faces.length) this.showFace(0);

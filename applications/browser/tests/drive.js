@@ -208,6 +208,11 @@ try {
       drop(document.body, [await file(width), await file(width + 1)]);
       seen.push(await until(() => pictures[1].width === width + 1));
     }
+    // A file that is none of the three keeps none of those that come with it from being opened.
+    const error = document.getElementById("error");
+    drop(document.body, [new File(["text"], "notes.txt"), await file(301), await file(302)]);
+    seen.push(await until(() => pictures[1].width === 302 && !error.hidden));
+    seen.push(error.textContent);
     const [large, small] = [await file(3000, 3000), await file(50)];
     const section = document.querySelector("section");
     drop(section, [large]);

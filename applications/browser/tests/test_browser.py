@@ -346,7 +346,11 @@ def test_a_photograph_without_a_detector_waits_for_its_points(walk):
 
 
 def test_photographs_dropped_together_take_both_places_and_the_last_one_stays(walk):
-    assert walk["widths"] == [[101, 102], [201, 202], [50, 202]]
+    *widths, beside_notes, error, last = walk["widths"]
+    assert widths == [[101, 102], [201, 202]]
+    assert beside_notes == [301, 302]
+    assert error.startswith("notes.txt is neither a .tflite model")
+    assert last == [50, 302]
 
 
 def test_wrong_files_are_refused_in_words(walk):

@@ -244,8 +244,11 @@ function enrolled({ person, photograph, notes }) {
   const undo = element("button", { type: "button", textContent: "Take this photograph back" });
   undo.addEventListener("click", () =>
     run(async () => {
-      await call("DELETE", `api/photographs/${photograph}`);
-      await readGallery();
+      try {
+        await call("DELETE", `api/photographs/${photograph}`);
+      } finally {
+        await readGallery();
+      }
       undo.closest(".notice").replaceWith(notice("good", "Taken back", "Nothing of this photograph is left in the gallery."));
     }),
   );
@@ -362,8 +365,11 @@ function row(person) {
 }
 
 async function forget(person) {
-  await call("DELETE", `api/people/${person.id}`);
-  await readGallery();
+  try {
+    await call("DELETE", `api/people/${person.id}`);
+  } finally {
+    await readGallery(); // another page may have deleted them
+  }
   show(notice("good", `Deleted: ${person.name}`, "Nothing of this person is left in the gallery."));
 }
 

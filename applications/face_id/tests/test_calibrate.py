@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from applications.face_id import calibrate
 from applications.face_id.calibrate import Calibration, Point, measure
@@ -106,6 +107,21 @@ def test_where_the_file_goes_is_known_before_the_work(tmp_path, monkeypatch, cap
     assert calibrate.main([*paths, "--out", str(out)]) == 0
     assert Calibration.read(out, MODEL) == CALIBRATION
     assert [file.name for file in out.parent.iterdir()] == ["cal.json"]
+
+
+def test_too_few_photographs_are_told_before_any_is_embedded(tmp_path, monkeypatch, capsys):
+    for row in range(6 * 12):
+        file = tmp_path / "people" / f"person {row % 6}" / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+    monkeypatch.setattr(calibrate, "Recogniser", lambda *parts: None)
+    monkeypatch.setattr(calibrate, "Embedder", lambda path: None)
+    monkeypatch.setattr("keras_hybrid.data.FaceDetector", lambda path: None)
+    (tmp_path / "face.tflite").touch()
+    paths = ["--model", str(tmp_path / "face.tflite"), "--detector", "yunet.onnx"]
+    assert calibrate.main([*paths, "--data", str(tmp_path / "people")]) == 1
+    said = capsys.readouterr().err
+    assert "36 pairs of one person and 240 of different people; at least 30 and 3000" in said
 
 
 def test_a_model_that_is_not_there_leaves_no_folder_behind(tmp_path, capsys):

@@ -183,6 +183,8 @@ def test_letters_that_nobody_sees_make_no_other_name(gallery):
     for name in ("Ana\u200b", "\u202eAna", "A\u00adna", "\ufeff ana "):
         gallery.add(name, vector)
     assert [(person.name, person.photographs) for person in gallery.people()] == [("Ana", 5)]
+    gallery.add("\u2067Eve\u202e", vector)  # what turns the text around a name is no part of it
+    assert gallery.named("Eve").name == "Eve"
     gallery.add("می\u200cخواهم", vector)  # a script that needs one keeps it
     assert gallery.named("می\u200cخواهم").name == "می\u200cخواهم"
     with pytest.raises(Refusal, match="1 to 100 characters"):

@@ -49,7 +49,7 @@ def test_its_port_is_not_that_of_the_page_that_compares_two_faces(arguments, sta
     assert started["port"] == 8010 != int(other)
 
 
-@pytest.mark.parametrize("host", ["::1", "0:0:0:0:0:0:0:1"])
+@pytest.mark.parametrize("host", ["::1", "0:0:0:0:0:0:0:1", "[::1]"])
 def test_ipv6_stands_in_brackets(arguments, started, host, capsys):
     assert main([*arguments, "--host", host]) == 0
     assert started["host"] == "::1"

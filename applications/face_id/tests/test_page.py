@@ -25,8 +25,8 @@ NODE = shutil.which("node")
 class SlowServer(http.server.SimpleHTTPRequestHandler):
     """Gives the page, and the answers it waits for; keeps what it is sent."""
 
-    def __init__(self, *args, sent: list, **kwargs):
-        self.sent = sent
+    def __init__(self, *args, sent: list, people: list, **kwargs):
+        self.sent, self.people = sent, people
         super().__init__(*args, **kwargs)
 
     def log_message(self, *args):
@@ -34,9 +34,14 @@ class SlowServer(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/api/gallery":
-            self._answer({"people": [], "calibration": None, "model": None})
+            self._answer({"people": self.people, "calibration": None, "model": None})
         else:
             super().do_GET()
+
+    def do_DELETE(self):
+        self.sent.append((self.path, b""))
+        self.people.clear()  # by another page
+        self._answer({"error": {"code": "gone", "message": "Not in the gallery any more."}}, 404)
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -45,9 +50,9 @@ class SlowServer(http.server.SimpleHTTPRequestHandler):
         person = {"name": "Ana", "photographs": 1}
         self._answer({"person": person, "photograph": 1, "box": [0, 0, 1, 1], "notes": []})
 
-    def _answer(self, answer: dict) -> None:
+    def _answer(self, answer: dict, status: int = 200) -> None:
         content = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -60,10 +65,10 @@ pytestmark = [
 ]
 
 
-def drive(script: str, *arguments) -> tuple[dict, list]:
+def drive(script: str, *arguments, people=()) -> tuple[dict, list]:
     """Return what a script saw on the page, and what the page sent."""
     sent = []
-    handler = functools.partial(SlowServer, directory=PAGE, sent=sent)
+    handler = functools.partial(SlowServer, directory=PAGE, sent=sent, people=list(people))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{served.server_port}/index.html"
@@ -111,3 +116,11 @@ def test_a_camera_that_does_not_come_is_explained():
     assert "There is no camera" in seen["absent"]["text"]
     for refusal in seen.values():
         assert (refusal["disabled"], refusal["errors"]) == (False, [])
+
+
+def test_a_person_whom_another_page_deleted_leaves_the_list():
+    ana = {"id": 1, "name": "Ana", "photographs": 1, "unusable": 0, "crops": []}
+    seen, sent = drive("drive_deleted.cjs", people=[ana])
+    assert sent == [("/api/people/1", b"")]
+    assert "Not in the gallery any more" in seen["answer"]
+    assert seen["list"] == "Nobody yet."
