@@ -279,10 +279,11 @@ def _class_names(folders: set[str], root: os.PathLike) -> list[str]:
     """The names of the identities in their order: the same wherever the folders come from."""
     names = sorted({composed(folder) for folder in folders})
     if len(names) < len(folders):
-        twice = Counter(composed(folder) for folder in folders)
+        counts = Counter(composed(folder) for folder in folders)
+        twice = some([name for name in names if counts[name] > 1])
         raise ValueError(
-            f"{root} has two folders for {some([name for name in names if twice[name] > 1])}, whose names "
-            "differ in how letters with accents are stored alone. Put them together."
+            f"{root} has two folders for {twice}, whose names differ in how letters with accents "
+            "are stored alone. Put them together."
         )
     return names
 
