@@ -24,8 +24,9 @@ seed, a figure is the mean ± the standard deviation over seeds. One seed resolv
 points. Minutes are the clock's: on a shared core they hold the waiting for other work, too.
 Recipes are in `training/recipes`; a row that is missing has not been run yet. Runs on an AMD EPYC
 are from before each layer drew initial weights of its own ([CHANGELOG](../CHANGELOG.md)), those on
-an Intel Xeon from after. All of them are from before the weights of transformers began with their
-authors' standard deviation of 0.02: Keras's truncated normal made it 0.0176.
+an Intel Xeon from after. All but those of `partial_fc` are from before the weights of transformers
+began with their authors' standard deviation of 0.02 (Keras's truncated normal made it 0.0176), and
+all are from before NumPy drew them.
 """
 
 # Columns of verification by their heads; those that no run of a table has are left out.
