@@ -134,14 +134,14 @@ threads. Processor time is that of all threads: at one thread, what a call takes
 own. Models are untrained, which makes no difference to the time.
 
 The figure has LFW View 2 after 16 epochs on 988 identities by one recipe (`lfw_from_scratch.csv`;
-the Keras model's accuracy for all of its files; one seed, and a standard deviation over the folds is
-about a point; MobileFaceNet was trained in float32, the others in bfloat16, and it and EfficientNet +
-ViT began with the narrower initial weights of before). `facerec_mobile` at 64 × 64 is
-the most accurate and, as `dynamic`, as fast as any: 0.58 ms and 92.7 %, without an image to
+the Keras model's accuracy for all of its files; one seed, and a standard deviation over the folds
+is about a point; MobileFaceNet was trained in float32, the others in bfloat16, and it and
+EfficientNet + ViT began with the narrower initial weights of before). `facerec_mobile` at 64 × 64
+is the most accurate and, as `dynamic`, as fast as any: 0.58 ms and 92.7 %, without an image to
 calibrate with. MobileFaceNet's fastest file, int8_cpu, which has to be calibrated, takes as long
 and has 91.7 %; of those that need no images, its fastest is float32's, 1.03 ms. At 112 × 112 the
-fastest files of these two take 1.77 and 2.68 ms, EfficientNet + ViT's and EfficientNet-B0's 1.53 and
-1.73. `facerec_small` has 92.2 % in 0.96 ms, and at 48 × 48 90.8 % in
+fastest files of these two take 1.77 and 2.68 ms, EfficientNet + ViT's and EfficientNet-B0's 1.53
+and 1.73. `facerec_small` has 92.2 % in 0.96 ms, and at 48 × 48 90.8 % in
 0.59 ms. In float32 the order is another: MobileFaceNet's few products take 1.03 ms, those of
 `facerec_mobile` 3.02; whether eight bits are as fast on a phone as on this processor is not known.
 

@@ -44,6 +44,40 @@ RESULTS = (
 STAGES = "checkpoint/pairs"  # goes with the checkpoints when a run is thrown away
 
 
+def check_settings(
+    folder: str | os.PathLike, fingerprint: dict, defaults: dict, changeable: Collection[str]
+) -> None:
+    """Raise ValueError if a folder holds a checkpoint of a run with other settings.
+
+    Args:
+        folder: Of the run.
+        fingerprint: The settings; a path is the same however it is written.
+        defaults: What a setting was for a run that was begun before it had a name.
+        changeable: Settings that may be others.
+    """
+    pointer = pathlib.Path(folder) / "checkpoint" / POINTER
+    if not pointer.exists():
+        return
+    # As JSON gives them back, where a tuple is a list.
+    now, known = json.loads(json.dumps([fingerprint, defaults]))
+    before = {key: value for key, value in known.items() if key in now}
+    before |= json.loads(pointer.read_text())["fingerprint"]
+
+    def is_changed(key: str) -> bool:
+        values = before.get(key), now.get(key)
+        if all(isinstance(value, str) for value in values):
+            return len({*map(os.path.abspath, values)}) > 1
+        return values[0] != values[1]
+
+    changed = sorted(filter(is_changed, (now.keys() | before.keys()) - {*changeable}))
+    if changed:
+        was = {key: before.get(key) for key in changed}
+        raise ValueError(
+            f"{folder} holds a run with other settings ({was}). Give the same ones to continue it, "
+            "another --out, or train.py's --restart to throw it away."
+        )
+
+
 class Checkpoint(keras.callbacks.Callback):
     """Writes everything a run needs to go on, every so many steps and at each epoch's end.
 
@@ -83,10 +117,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.table = pathlib.Path(folder) / "history.csv"
         self.batches = batches
         self.interval = interval
-        # As JSON gives it back, where a tuple is a list.
-        self.fingerprint = json.loads(json.dumps(fingerprint))
-        named = {key: value for key, value in (defaults or {}).items() if key in fingerprint}
-        self.defaults = json.loads(json.dumps(named))
+        self.fingerprint, self.defaults = fingerprint, defaults or {}
         self.changeable = frozenset(changeable)
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -106,19 +137,8 @@ class Checkpoint(keras.callbacks.Callback):
         pointer = self.folder / POINTER
         if not pointer.exists():
             return False
+        check_settings(self.folder.parent, self.fingerprint, self.defaults, self.changeable)
         state = json.loads(pointer.read_text())
-        before = {**self.defaults, **state["fingerprint"]}
-        changed = sorted(
-            key
-            for key in (self.fingerprint.keys() | before.keys()) - self.changeable
-            if self.fingerprint.get(key) != before.get(key)
-        )
-        if changed:
-            was = {key: before.get(key) for key in changed}
-            raise ValueError(
-                f"{self.folder.parent} holds a run with other settings ({was}). Give the same ones "
-                "to continue it, another --out, or train.py's --restart to throw it away."
-            )
         if not self.model.optimizer.built:  # Keras's loss scaling makes its variables each time
             self.model.optimizer.build(self.model.trainable_variables)
         with np.load(self.folder / state["file"]) as arrays:

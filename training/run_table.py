@@ -220,10 +220,12 @@ def missing_runs(
             }
             if recipe.patience is None:  # otherwise a run may have fewer epochs than its recipe
                 key["epochs"] = str(recipe.epochs)
-            if any(key.items() <= row.items() for row in _rows(file)):
-                print(f"{model}, seed {seed}: is in {file}", flush=True)
-            else:
+            there = next((row for row in _rows(file) if key.items() <= row.items()), None)
+            if there is None:
                 yield recipe, key
+            else:  # of which other options are not known
+                by = f", by: {there['command']}" if there.get("command") else ""
+                print(f"{model}, seed {seed}: is in {file}{by}", flush=True)
 
 
 def _rows(file: pathlib.Path) -> list[dict[str, str]]:

@@ -333,18 +333,14 @@ def fit(
 
     classes = len(train.class_names)
     batches = build_batches(recipe, train)
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(recipe)
-        if field.default is not dataclasses.MISSING
-    }
     content = {"content_of_data": _content(train, test)}
     checkpoint = Checkpoint(
         out,
         batches,
         recipe.checkpoint_steps,
         {**settings, **content},
-        {**defaults, **content},  # a checkpoint from before this was kept is taken for the same
+        # A checkpoint from before the content was kept is taken for the same.
+        {**_defaults(recipe), **content},
         CHANGEABLE,
     )
     checkpoint.set_model(model)
@@ -403,6 +399,15 @@ def fit(
     if recipe.ema_momentum is not None:
         use_averaged_weights(model)  # also where nothing was left to train
     return checkpoint.history, checkpoint.seconds
+
+
+def _defaults(recipe: Recipe) -> dict:
+    """Return what the settings were for runs that were begun before they had names."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(recipe)
+        if field.default is not dataclasses.MISSING
+    }
 
 
 def _content(train, test) -> str:
@@ -478,6 +483,8 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
     from training.report import finish
 
     check(recipe)
+    settings = {**dataclasses.asdict(recipe), "backend": keras.backend.backend()}
+    _check_folder(out, {} if restart else settings, recipe)  # before data are read for long
     train, test = load_data(recipe)
     pairs = load_pairs(recipe)
     verification_sets = load_verification_sets(recipe)
@@ -495,7 +502,6 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
         f"{keras.backend.backend()}, {recipe.precision}",
         flush=True,
     )
-    settings = {**dataclasses.asdict(recipe), "backend": keras.backend.backend()}
     with _sole_writer(out):
         history, seconds = fit(
             recipe,
@@ -521,6 +527,21 @@ def _run(recipe: Recipe, out: pathlib.Path, restart: bool, verbose: int) -> dict
             settings,
             out,
         )
+
+
+def _check_folder(folder: pathlib.Path, settings: dict, recipe: Recipe) -> None:
+    """Raise ValueError for a folder that cannot be written, or that holds another run."""
+    from training.checkpoint import check_settings
+
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--out {folder}: {there} is no folder that can be written.")
+    if folder.exists():
+        with _sole_writer(folder):
+            pass
+    if settings:
+        unknown = {*CHANGEABLE, "content_of_data"}  # compared when the data are there
+        check_settings(folder, settings, _defaults(recipe), unknown)
 
 
 @contextlib.contextmanager

@@ -237,7 +237,8 @@ def test_a_run_is_not_continued_with_other_images(tmp_path, monkeypatch):
     recipe = dataclasses.replace(TINY, data=str(tmp_path / "faces"), epochs=1)
     train.run(recipe, tmp_path / "run", verbose=0)
     recipe = dataclasses.replace(recipe, epochs=1)
-    train.run(recipe, tmp_path / "run", verbose=0)  # the same
+    recipe = dataclasses.replace(recipe, data=os.path.relpath(tmp_path / "faces") + "/")
+    train.run(recipe, tmp_path / "run", verbose=0)  # the same, and the same folder
     (tmp_path / "faces" / "ann").rename(tmp_path / "faces" / "zoe")
     with pytest.raises(ValueError, match=r"other settings \(.*3 classes, .* training and .* test"):
         train.run(recipe, tmp_path / "run", verbose=0)
@@ -433,6 +434,21 @@ def test_a_folder_that_another_run_is_writing_to_is_refused(tmp_path, monkeypatc
         train.run(dataclasses.replace(TINY, epochs=1), tmp_path, verbose=0)
     with train._sole_writer(tmp_path):  # what has ended holds it no longer
         pass
+
+
+@pytest.mark.any_backend
+def test_what_is_wrong_with_the_folder_is_said_before_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_tensorboard", lambda folder: [])
+    recipe = dataclasses.replace(TINY, epochs=1)
+    train.run(recipe, tmp_path / "run", verbose=0)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(train, "load_data", lambda recipe: pytest.fail("data were read"))
+    with pytest.raises(ValueError, match=r"--out .*run: .*file is no folder that can be written"):
+        train.run(recipe, tmp_path / "file" / "run", verbose=0)
+    with pytest.raises(ValueError, match=r"other settings \({'seed': 0}\)"):
+        train.run(dataclasses.replace(recipe, seed=5), tmp_path / "run", verbose=0)
+    with train._sole_writer(tmp_path / "run"), pytest.raises(ValueError, match="Another run is"):
+        train.run(recipe, tmp_path / "run", verbose=0)
 
 
 @pytest.mark.any_backend
