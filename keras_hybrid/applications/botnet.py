@@ -37,6 +37,7 @@ from keras_hybrid.applications.resnet import (
     stem_layers,
 )
 from keras_hybrid.initializers import RandomNormal
+from keras_hybrid.layers.composite import CompositeLayer
 from keras_hybrid.layers.dot_product import attend, attention_map
 
 __all__ = ["BoTNet", "BottleneckAttention"]
@@ -66,7 +67,7 @@ VARIANTS = {
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class BottleneckAttention(keras.layers.Layer):
+class BottleneckAttention(CompositeLayer):
     """Self-attention over a map with relative positions, without an output projection.
 
     ``softmax(scale · (q · k + q · (r_height + r_width))) v`` (Srinivas et al., figure 4), where a
@@ -105,7 +106,7 @@ class BottleneckAttention(keras.layers.Layer):
             3 * channels,
             use_bias=False,
             kernel_initializer=RandomNormal(stddev=channels**-0.5),
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("qkv"),
             name="qkv",
         )
         self.qkv.build((None, height * width, channels))

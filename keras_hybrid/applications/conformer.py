@@ -43,6 +43,7 @@ from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.applications.resnet import STEMS
 from keras_hybrid.initializers import RandomUniform
 from keras_hybrid.layers.channels_last import Conv2D, MaxPooling2D
+from keras_hybrid.layers.composite import CompositeLayer
 from keras_hybrid.layers.normalization import BatchNormalization
 from keras_hybrid.layers.tokens import ClassToken
 
@@ -84,7 +85,7 @@ VARIANTS = {
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class TwoHeads(keras.layers.Layer):
+class TwoHeads(CompositeLayer):
     """Two linear classifiers, each of its part of the embedding, added up.
 
     ``activation(x[:, :n] W₁ + b₁ + x[:, n:] W₂ + b₂)``, Peng et al. 2021, section 3.2.
@@ -121,7 +122,7 @@ class TwoHeads(keras.layers.Layer):
             keras.layers.Dense(
                 self.units,
                 kernel_initializer=self.kernel_initializer.clone(),
-                dtype=self.dtype_policy,
+                dtype=self.policy_within(name),
                 name=name,
             )
             for name in ("convolution", "transformer")

@@ -108,7 +108,7 @@ class GatedPositionalSelfAttention(MultiHeadSelfAttention):
         self.position = keras.layers.Dense(
             self.num_heads,
             kernel_initializer=self._neighbours,
-            dtype="float32",
+            dtype=self.policy_within("position", "float32"),
             name="position",
         )
         self.position.build((1, None, 3))
@@ -124,7 +124,7 @@ class GatedPositionalSelfAttention(MultiHeadSelfAttention):
                 width,
                 use_bias=self.qkv_bias,
                 kernel_initializer=initializer,
-                dtype=self.dtype_policy,
+                dtype=self.policy_within(name),
                 name=name,
             )
             layer.build(inputs_shape)

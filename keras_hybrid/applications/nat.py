@@ -41,6 +41,7 @@ from keras_hybrid.applications.features import endpoint
 from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.initializers import RandomNormal, VarianceScaling
 from keras_hybrid.layers.channels_last import Conv2D
+from keras_hybrid.layers.composite import CompositeLayer
 from keras_hybrid.layers.windows import merge_windows, partition_windows
 
 __all__ = ["NAT"]
@@ -141,7 +142,7 @@ def _take_slices(x, starts, length: int, axis: int):
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class NeighborhoodAttention(keras.layers.Layer):
+class NeighborhoodAttention(CompositeLayer):
     """Multi-head attention of each query to its nearest k × k keys, with a relative bias.
 
     ``softmax(d^-0.5 Q Kᵀ + B) V`` over a neighbourhood that begins at
@@ -198,14 +199,14 @@ class NeighborhoodAttention(keras.layers.Layer):
             3 * channels,
             use_bias=self.qkv_bias,
             kernel_initializer=initializer,
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("qkv"),
             name="qkv",
         )
         self.qkv.build(input_shape)
         self.projection = keras.layers.Dense(
             channels,
             kernel_initializer=initializer.clone(),  # draws of its own
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("projection"),
             name="projection",
         )
         self.projection.build(input_shape)

@@ -37,6 +37,7 @@ from keras_hybrid.applications.registry import ModelInfo, register_model
 from keras_hybrid.initializers import RandomNormal
 from keras_hybrid.layers.attention import MultiHeadSelfAttention
 from keras_hybrid.layers.channels_last import Conv2D
+from keras_hybrid.layers.composite import CompositeLayer
 from keras_hybrid.layers.position import RelativePositionBias
 from keras_hybrid.layers.windows import merge_windows, partition_windows
 
@@ -237,7 +238,7 @@ class ShiftedWindowBias(RelativePositionBias):
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class PatchMerging(keras.layers.Layer):
+class PatchMerging(CompositeLayer):
     """Halves a map: 2 × 2 neighbours side by side, normalised, projected to twice the channels.
 
     Paper, section 3.1; the neighbours stand in the order (0, 0), (1, 0), (0, 1), (1, 1) of
@@ -268,7 +269,7 @@ class PatchMerging(keras.layers.Layer):
             2 * channels,
             use_bias=False,
             kernel_initializer=RandomNormal(stddev=0.02),
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("reduction"),
             name="reduction",
         )
         self.reduction.build(shape)

@@ -4,13 +4,14 @@ import keras
 from keras import ops
 
 from keras_hybrid.initializers import RandomNormal
+from keras_hybrid.layers.composite import CompositeLayer
 from keras_hybrid.layers.dot_product import attend, attention_map, number_of_tokens
 
 __all__ = ["MultiHeadSelfAttention"]
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class MultiHeadSelfAttention(keras.layers.Layer):
+class MultiHeadSelfAttention(CompositeLayer):
     """Softmax self-attention with a fused query-key-value projection.
 
     ``softmax(scale · QKᵀ + attention_bias) V``, as in Vaswani et al. 2017, eq. 1. It differs from
@@ -97,7 +98,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             use_bias=self.output_bias,
             kernel_initializer=self.kernel_initializer.clone(),  # draws of its own
             bias_initializer=self.bias_initializer.clone(),
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("projection"),
             name="projection",
         )
         self.projection.build((*inputs_shape[:-1], inner))
@@ -112,7 +113,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             use_bias=self.qkv_bias,
             kernel_initializer=self.kernel_initializer.clone(),  # draws of its own
             bias_initializer=self.bias_initializer.clone(),
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("qkv"),
             name="qkv",
         )
         self.qkv.build(inputs_shape)

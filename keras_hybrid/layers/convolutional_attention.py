@@ -4,13 +4,14 @@ import keras
 from keras import ops
 
 from keras_hybrid.initializers import VarianceScaling
+from keras_hybrid.layers.composite import CompositeLayer
 from keras_hybrid.layers.dot_product import number_of_tokens
 
 __all__ = ["ConvolutionalAttention"]
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class ConvolutionalAttention(keras.layers.Layer):
+class ConvolutionalAttention(CompositeLayer):
     """Attention logits from convolutional features: ``C = Q Kᵀ / √head_dim``, without softmax.
 
     FaceRec, section 3, "Conv_Attention". The logits are added to those of a transformer's layers.
@@ -48,7 +49,7 @@ class ConvolutionalAttention(keras.layers.Layer):
             keras.layers.Dense(
                 self.num_heads * self._head_dim,
                 kernel_initializer=VarianceScaling(1.0, "fan_avg", "uniform"),
-                dtype=self.dtype_policy,
+                dtype=self.policy_within(name),
                 name=name,
             )
             for name in ("query", "key")

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_hybrid.initializers import RandomNormal, RandomUniform
 from keras_hybrid.layers.channels_last import DepthwiseConv2D, channels_last
+from keras_hybrid.layers.composite import CompositeLayer
 from keras_hybrid.layers.dot_product import attend, attention_map
 from keras_hybrid.layers.normalization import BatchNormalization
 
@@ -15,7 +16,7 @@ __all__ = ["ConvolutionalProjection", "ConvolutionalProjectionAttention"]
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class ConvolutionalProjection(keras.layers.Layer):
+class ConvolutionalProjection(CompositeLayer):
     """Projects tokens by what surrounds them: ``Linear(BN(DepthwiseConv(grid)))``.
 
     CvT, Wu et al. 2021, eq. 2. A stride thins the tokens out. The class token has no place in the
@@ -91,7 +92,7 @@ class ConvolutionalProjection(keras.layers.Layer):
             channels,
             use_bias=self.use_bias,
             kernel_initializer=RandomNormal(stddev=0.02),
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("linear"),
             name="linear",
         )
         self.linear.build(self.compute_output_shape(input_shape))
@@ -153,7 +154,7 @@ class ConvolutionalProjection(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class ConvolutionalProjectionAttention(keras.layers.Layer):
+class ConvolutionalProjectionAttention(CompositeLayer):
     """Self-attention ``softmax(scale · QKᵀ) V`` with convolutional projections, and a linear map.
 
     CvT, Wu et al. 2021, section 3.2: keys and values come from a strided convolution, so there
@@ -245,7 +246,7 @@ class ConvolutionalProjectionAttention(keras.layers.Layer):
         self.projection = keras.layers.Dense(
             channels,
             kernel_initializer=RandomNormal(stddev=0.02),
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("projection"),
             name="projection",
         )
         self.projection.build(input_shape)

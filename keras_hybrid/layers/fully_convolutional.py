@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_hybrid.layers.channels_last import Conv2D, DepthwiseConv2D
+from keras_hybrid.layers.composite import CompositeLayer
 from keras_hybrid.layers.dot_product import attend, attention_map
 from keras_hybrid.layers.normalization import BatchNormalization
 
@@ -15,7 +16,7 @@ NORMALIZATIONS = ("batch", "layer")
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class FullyConvolutionalTransformer(keras.layers.Layer):
+class FullyConvolutionalTransformer(CompositeLayer):
     """A transformer block over a map: convolutional attention, then wide focus.
 
     With D depthwise and C full 3×3 convolutions, N a norm, each with weights of its own:
@@ -168,7 +169,7 @@ class FullyConvolutionalTransformer(keras.layers.Layer):
         layer = keras.layers.Dense(
             units,
             kernel_initializer=self._initializer(),
-            dtype=self.dtype_policy,
+            dtype=self.policy_within(f"{name}_dense"),
             name=f"{name}_dense",
         )
         layer.build((None, None, channels))

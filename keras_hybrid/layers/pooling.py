@@ -4,12 +4,13 @@ import keras
 from keras import ops
 
 from keras_hybrid.initializers import RandomNormal
+from keras_hybrid.layers.composite import CompositeLayer
 
 __all__ = ["SequencePooling"]
 
 
 @keras.saving.register_keras_serializable(package="keras_hybrid")
-class SequencePooling(keras.layers.Layer):
+class SequencePooling(CompositeLayer):
     """Attention over the tokens with one learned query: ``softmax(x w + b)ᵀ x``.
 
     Hassani et al. 2021 (Compact Convolutional Transformers), eqs. 4 and 5.
@@ -36,7 +37,7 @@ class SequencePooling(keras.layers.Layer):
         self.score = keras.layers.Dense(
             1,
             kernel_initializer=self.kernel_initializer,
-            dtype=self.dtype_policy,
+            dtype=self.policy_within("score"),
             name="score",
         )
         self.score.build(input_shape)

@@ -801,6 +801,23 @@ def test_a_keras_file_gives_the_same_model(family, tmp_path):
         assert relative_error(theirs[name], ours[name]) <= 1e-6
 
 
+@any_backend
+@every_family
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_a_keras_file_of_a_quantized_model_gives_the_same_model(family, tmp_path):
+    model = small_model(family)
+    expected = predict(model, IMAGES)
+    model.quantize("int8")
+    quantized = predict(model, IMAGES)
+    assert 0 < relative_error(quantized, expected) < 0.05
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(predict(loaded, IMAGES), quantized)
+    loaded.save(tmp_path / "again.keras")  # and so on
+    again = keras.saving.load_model(tmp_path / "again.keras")
+    np.testing.assert_array_equal(predict(again, IMAGES), quantized)
+
+
 @once
 @every_family
 def test_a_json_configuration_gives_the_same_architecture(family):
