@@ -63,6 +63,9 @@ that follows inside, what the outputs are, and the names of the classes where th
 `.tflite` it is the metadata buffer `keras_hybrid`, in an `.onnx` the entry of that name in
 `metadata_props`, in a SavedModel `assets.extra/keras_hybrid.json`.
 
+`model.quantize("int8")` is something else: Keras's own quantization of dense layers' weights, in a
+model that stays Keras's; its `.keras` files are loaded as others are, and not exported.
+
 `kh.export.LiteRTModel(path)` goes by it: photographs in, embeddings or scores out, for
 `kh.evaluation`. `keras-hybrid evaluate face.tflite --pairs others/` judges the file itself.
 """
@@ -85,8 +88,10 @@ quarter of its layer's mean). It shows that a model converts, runs and is equal;
 for quantization it is a poor subject, in both directions. "Between" is the mean cosine between the
 model's embeddings of different photographs: near 1, a high cosine says little. (It is that of the
 row's first format; `atc_3`, `atc_3_res` and `cvt_13_32` were judged on faces there, and in int8 on
-Tiny-ImageNet, which they were trained on.) Int8 files of untrained networks have not been measured
-since their activations have the ranges of least error.
+Tiny-ImageNet, which they were trained on.) In int8 most of those that fail untrained are deep
+networks of convolutions, whose random weights pass on each layer's rounding undamped, and the two
+ViT-P, whose answers to all photographs are nearly one; the untrained SANs for ImageNet were left
+out in int8, and so is what is empty.
 
 Two kinds of random weights amplify whatever is rounded, until a float32 file, or TensorFlow's own
 SavedModel, is beyond the bound: EfficientNetV2-S, and five of the six SANs for ImageNet, in whose
@@ -94,9 +99,10 @@ blocks activations are multiplied with each other (one photograph among 48 grows
 with patchwise attention, and nothing is left to compare). The SANs trained on CIFAR-10 pass.
 
 Every trained network passes in float32, float16 and dynamic. In int8, pairwise and patchwise
-attention (SAN) adds up to 49 products one by one, each sum rounded to eight bits, and the two
-ResNet-FCT, trained briefly, answer some images with activations hundreds of times the usual: export
-these, and ATC-3 and ATC-9 (listed below), with `--quantize dynamic`.
+attention (SAN) adds up to 49 products, each sum rounded to eight bits (one by one in these rows, as
+a tree since commit c9bdc45, which has not been measured on these networks), and the two ResNet-FCT,
+trained briefly, answer some images with activations hundreds of times the usual: export these, and
+ATC-3 and ATC-9 (listed below), with `--quantize dynamic`.
 
 """
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import csv
 import itertools
+import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +37,17 @@ __all__ = [
     "read_history",
 ]
 
+_LOGGER = logging.getLogger(__name__)
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#6E6E6E"
 _PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _LINE_STYLES = ("-", "--", "-.", ":")
+# For Chinese, Japanese, Korean and the scripts of India, by the names of Linux, macOS and Windows.
+_MORE_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans Devanagari"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Devanagari Sangam MN"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Arial Unicode MS"),
+)
 _MOST_STAGES = 8  # more curves cannot be told apart
 
 
@@ -527,5 +536,34 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     if not path.suffix:  # which matplotlib would add to the file, but not to our path
         path = path.with_name(f"{path.name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
+    _add_fonts(figure)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(path, dpi=160)
+    missing = [warning for warning in caught if "missing from font" in str(warning.message)]
+    if missing:  # once, not for every letter
+        _LOGGER.warning(
+            "%s: no font of this system has %d of its letters, drawn as boxes; install one that "
+            "does, such as Noto Sans CJK.",
+            path,
+            len({str(warning.message) for warning in missing}),
+        )
+    for warning in caught:
+        if warning not in missing:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
     return path
+
+
+def _add_fonts(figure: Figure) -> None:
+    """Let names be drawn in letters that matplotlib's own font lacks, as far as there are fonts."""
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.text import Text
+
+    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
+    if texts:
+        installed = set(get_font_names())
+        fonts = [name for name in _MORE_FONTS if name in installed]
+        for text in texts:
+            text.set_fontfamily([*text.get_fontfamily(), *fonts])

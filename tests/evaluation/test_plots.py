@@ -211,6 +211,26 @@ def test_confusion_plot(tmp_path, classes):
     assert_is_a_drawing(path)
 
 
+def test_letters_that_no_font_has_are_said_once(tmp_path, monkeypatch, caplog, recwarn):
+    monkeypatch.setattr(plots, "_MORE_FONTS", ())
+    names = ["\u674e\u96f7", "Zo\u00eb"]  # two letters, and what every font has
+    path = evaluation.plot_confusion(np.eye(2), tmp_path / "x.png", class_names=names)
+    assert_is_a_drawing(path)
+    assert not recwarn
+    (record,) = caplog.records
+    assert f"{path}: no font of this system has 2 of its letters" in record.getMessage()
+
+
+def test_letters_of_other_scripts_are_drawn_where_a_font_has_them(tmp_path, caplog):
+    from matplotlib.font_manager import get_font_names
+
+    if not {*plots._MORE_FONTS[:3]} & {*get_font_names()}:
+        pytest.skip("no font here has Chinese letters")
+    names = ["\u674e\u96f7", "Zo\u00eb"]
+    assert_is_a_drawing(evaluation.plot_confusion(np.eye(2), tmp_path / "x.png", class_names=names))
+    assert plots.__name__ not in [record.name for record in caplog.records]
+
+
 def test_confusion_plot_refuses_names_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="2 names"):
         evaluation.plot_confusion(np.eye(3), tmp_path / "x.png", class_names=["a", "b"])
