@@ -194,7 +194,7 @@ def test_a_learned_model_still_recognises_at_twice_the_size():
         for size in (32, 64)
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    source.compile(keras.optimizers.Adam(3e-3), loss)
+    source.compile(keras.optimizers.Adam(1e-3), loss)
     source.fit(*spots(32), batch_size=16, epochs=60, verbose=0)
     kh.transfer_weights(source, target)
 
