@@ -4,8 +4,8 @@ Command: ``python training/train.py quickstart``
 Hardware: any; written for two CPU cores.
 Time: one to two minutes on two CPU cores, with exports and report.
 Expected: nearly all of 48 drawn identities.
-Measured: 97.4 % of them, and 92.8 % of the pairs of 40 others; with the mirror image 98.2 % and
-94.0 % (TensorFlow, an Intel Xeon).
+Measured: 96.9 % of them, and 94.0 % of the pairs of 40 others; with the mirror image 98.7 % and
+95.0 % (TensorFlow, an Intel Xeon).
 """
 
 from training.recipe import Recipe
