@@ -312,7 +312,8 @@ def test_runs_side_by_side_fill_one_table_and_a_failed_one_stops_no_other(tmp_pa
     assert f"1 of 3 runs did not end as they should: {broken}.log (status 1)" in printed.err
     assert "san_proposed_pairwise" in pathlib.Path(f"{broken}.log").read_text()
     assert run_table.main([*command, "--rows", *rows[:2]]) == 0  # nothing is left to do
-    assert capsys.readouterr().out.count(f"is in {tmp_path / 'san.csv'}") == 2
+    said = capsys.readouterr().out
+    assert said.count(f"is in {tmp_path / 'san.csv'}, by: ") == 2
 
 
 def test_a_row_whose_landmarks_are_missing_stops_the_table_before_the_first_row(tmp_path, capsys):

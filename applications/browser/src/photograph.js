@@ -100,7 +100,7 @@ export class Photograph {
   async findFaces() {
     this.note.textContent = "Looking for a face …";
     const started = performance.now();
-    const { image } = this;
+    const image = this.image;
     const before = JSON.stringify(this.landmarks);
     let faces;
     try {

@@ -244,11 +244,7 @@ function enrolled({ person, photograph, notes }) {
   const undo = element("button", { type: "button", textContent: "Take this photograph back" });
   undo.addEventListener("click", () =>
     run(async () => {
-      try {
-        await call("DELETE", `api/photographs/${photograph}`);
-      } finally {
-        await readGallery();
-      }
+      await erase(`api/photographs/${photograph}`);
       undo.closest(".notice").replaceWith(notice("good", "Taken back", "Nothing of this photograph is left in the gallery."));
     }),
   );
@@ -364,12 +360,17 @@ function row(person) {
   );
 }
 
-async function forget(person) {
+/** Delete something, and show what is left even if another page has deleted it before. */
+async function erase(path) {
   try {
-    await call("DELETE", `api/people/${person.id}`);
+    await call("DELETE", path);
   } finally {
-    await readGallery(); // another page may have deleted them
+    await readGallery();
   }
+}
+
+async function forget(person) {
+  await erase(`api/people/${person.id}`);
   show(notice("good", `Deleted: ${person.name}`, "Nothing of this person is left in the gallery."));
 }
 

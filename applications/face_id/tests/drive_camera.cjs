@@ -5,6 +5,7 @@ const [, , playwright, executablePath, url, film] = process.argv;
 const { chromium } = require(playwright);
 
 const FAKE = "--use-fake-device-for-media-stream";
+
 async function open(args, permissions) {
   const flags = ["--no-sandbox", "--disable-gpu", ...args];
   const browser = await chromium.launch({ executablePath, args: flags });
